@@ -1,0 +1,66 @@
+"""Joins the pure address codec to the system: families, host names, interface names."""
+
+from __future__ import annotations
+
+import _socket
+import socket
+
+from . import _sockaddr
+from ._backend import CONSTANTS
+from ._sock import SO_DOMAIN, Socket, getsockopt
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._scratch import Block
+    from ._sock import FileDescriptorLike
+
+AF_UNIX: int = int(socket.AF_UNIX)
+# The plain number: socket.socket.family makes an enum member of it, which takes ten times as long.
+socket_family = _socket.socket.family.__get__
+SO_PROTOCOL = CONSTANTS.get("SO_PROTOCOL")
+
+
+class System:
+    """The Resolver of _sockaddr: what needs the system to be asked."""
+
+    @staticmethod
+    def host(name: bytes, family: int) -> bytes:
+        found = socket.getaddrinfo(name, None, family)
+        host = str(found[0][4][0]).partition("%")[0]
+        return socket.inet_pton(family, host)
+
+    @staticmethod
+    def if_nametoindex(name: bytes) -> int:
+        return socket.if_nametoindex(name)
+
+
+def family(sock: FileDescriptorLike, fd: int) -> int:
+    """The address family of `sock`; OSError (ENOTSOCK) if it is no socket."""
+    if isinstance(sock, Socket):
+        return int(socket_family(sock))
+    if SO_DOMAIN is None:  # Darwin and NetBSD have no way to ask, and refuse what Linux would lose
+        return int(getattr(sock, "family", AF_UNIX))
+    return getsockopt(fd, SO_DOMAIN)
+
+
+def protocol(sock: FileDescriptorLike, fd: int) -> int:
+    """The protocol of `sock`, on which the shape of some addresses depends; 0 if it cannot be known."""
+    if isinstance(sock, Socket):
+        return sock.proto
+    return 0 if SO_PROTOCOL is None else getsockopt(fd, SO_PROTOCOL)
+
+
+def to_sockaddr(sock: FileDescriptorLike, fd: int, address: object) -> bytes:
+    """A Python address as the struct sockaddr of the socket's family; raises what `socket` raises."""
+    return _sockaddr.encode(family(sock, fd), protocol(sock, fd), address, System)
+
+
+def from_sockaddr(sock: FileDescriptorLike, fd: int, block: Block, length: int) -> object:
+    """The Python address of the sender whose struct sockaddr the kernel wrote into the block."""
+    raw = block.name[0:length]
+    if raw[0:2] == _UNIX_FAMILY:  # needs no protocol
+        return _sockaddr.decode(raw)
+    return _sockaddr.decode(raw, protocol(sock, fd), socket.if_indextoname)
+
+
+_UNIX_FAMILY = _sockaddr.encode(AF_UNIX, 0, b"/", System)[0:2]

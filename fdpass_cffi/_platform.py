@@ -1,0 +1,84 @@
+"""What differs between platforms, as tables: alignment, constants, what a kernel can do.
+
+Pure: every function takes the platform's and the machine's name (`sys.platform`, `os.uname()`),
+so that all tables are tested on any machine. Numbers come from the headers of each system; the
+`socket` module is asked first by `_backend`, since it knows the running system best.
+"""
+
+from __future__ import annotations
+
+LINUX, DARWIN, FREEBSD, NETBSD, OPENBSD = "linux", "darwin", "freebsd", "netbsd", "openbsd"
+SUPPORTED = (LINUX, DARWIN, FREEBSD, NETBSD, OPENBSD)
+
+
+def system(platform: str) -> str:
+    """The family of `sys.platform` ('freebsd14' is 'freebsd'); ImportError for one not declared here."""
+    for name in SUPPORTED:
+        if platform.startswith(name):
+            return name
+    raise ImportError(
+        f"fdpass_cffi does not support the platform {platform!r}: the layouts of its struct msghdr and "
+        f"cmsghdr are not declared. Supported: {', '.join(SUPPORTED)}"
+    )
+
+
+# Machines on which the BSDs' CMSG alignment is not that of a long (<machine/_align.h>, <machine/param.h>).
+_ALIGN = {
+    (NETBSD, "aarch64"): 16,
+    (NETBSD, "sparc64"): 16,
+    (NETBSD, "powerpc"): 8,
+    (OPENBSD, "sparc64"): 16,
+    (OPENBSD, "arm"): 8,
+}
+_MACHINES = {"arm64": "aarch64", "evbarm": "aarch64", "armv7": "arm", "macppc": "powerpc", "evbppc": "powerpc"}
+
+
+def cmsg_align(os_name: str, machine: str, word: int) -> int:
+    """The unit, in bytes, to which CMSG_ALIGN rounds; `word` is sizeof(size_t)."""
+    if os_name == DARWIN:
+        return 4
+    if os_name == NETBSD and word == 4 and machine == "evbarm":
+        return 8
+    return _ALIGN.get((os_name, _MACHINES.get(machine, machine)), word)
+
+
+_BSD = {
+    "MSG_PEEK": 2, "MSG_EOR": 8, "MSG_TRUNC": 0x10, "MSG_CTRUNC": 0x20, "MSG_WAITALL": 0x40, "MSG_DONTWAIT": 0x80,
+    "SOL_SOCKET": 0xFFFF, "SCM_RIGHTS": 1, "SO_TYPE": 0x1008,
+}  # fmt: skip
+_LINUX = {
+    "MSG_PEEK": 2, "MSG_CTRUNC": 8, "MSG_TRUNC": 0x20, "MSG_DONTWAIT": 0x40, "MSG_EOR": 0x80, "MSG_WAITALL": 0x100,
+    "MSG_NOSIGNAL": 0x4000, "MSG_CMSG_CLOEXEC": 0x40000000,
+    "SOL_SOCKET": 1, "SCM_RIGHTS": 1, "SCM_CREDENTIALS": 2, "SCM_SECURITY": 3, "SCM_PIDFD": 4,
+    "SO_TYPE": 3, "SO_PASSCRED": 16, "SO_PEERCRED": 17, "SO_PASSSEC": 34, "SO_PROTOCOL": 38, "SO_DOMAIN": 39,
+    "SO_PASSPIDFD": 76, "SO_PEERPIDFD": 77, "SO_PASSRIGHTS": 83,
+}  # fmt: skip
+_TABLES = {
+    LINUX: _LINUX,
+    DARWIN: {**_BSD, "MSG_NOSIGNAL": 0x80000, "SOL_LOCAL": 0, "LOCAL_PEERCRED": 1, "LOCAL_PEERPID": 2},
+    FREEBSD: {**_BSD, "MSG_NOSIGNAL": 0x20000, "MSG_CMSG_CLOEXEC": 0x40000, "SO_DOMAIN": 0x1019,
+              "SOL_LOCAL": 0, "LOCAL_PEERCRED": 1},
+    NETBSD: {**_BSD, "MSG_NOSIGNAL": 0x400, "MSG_CMSG_CLOEXEC": 0x800},
+    OPENBSD: {**_BSD, "MSG_NOSIGNAL": 0x400, "MSG_CMSG_CLOEXEC": 0x800, "SO_DOMAIN": 0x1024, "SO_PEERCRED": 0x1022},
+}  # fmt: skip
+# Linux machines that number socket options in their own way (arch/*/include/uapi/asm/socket.h). None: not known.
+_OLD_UNIX = {"SOL_SOCKET": 0xFFFF, "SO_TYPE": 0x1008, "SO_PROTOCOL": 0x1028, "SO_DOMAIN": 0x1029}
+_LINUX_MACHINES = {
+    "ppc": {"SO_PASSCRED": 20, "SO_PEERCRED": 21},
+    "mips": {**_OLD_UNIX, "SO_PASSCRED": 17, "SO_PEERCRED": 18},
+    "alpha": {**_OLD_UNIX, "SO_PASSCRED": 17, "SO_PEERCRED": 18},
+    "sparc": {**_OLD_UNIX, "SO_PASSCRED": 2, "SO_PEERCRED": 0x40, "SO_PASSSEC": 31,
+              "SO_PASSPIDFD": 0x55, "SO_PEERPIDFD": 0x56, "SO_PASSRIGHTS": 0x5C},
+    "parisc": {**_OLD_UNIX, "SO_PASSCRED": 0x4010, "SO_PEERCRED": 0x4011, "SO_PASSSEC": 0x401E,
+               "SO_PASSPIDFD": None, "SO_PEERPIDFD": None, "SO_PASSRIGHTS": None},
+}  # fmt: skip
+
+
+def constants(os_name: str, machine: str) -> dict[str, int]:
+    """The constants of <sys/socket.h> by their C names; a name the platform lacks is not in it."""
+    table: dict[str, int | None] = dict(_TABLES[os_name])
+    if os_name == LINUX:
+        for prefix, own in _LINUX_MACHINES.items():
+            if machine.startswith(prefix):
+                table.update(own)
+    return {name: value for name, value in table.items() if value is not None}

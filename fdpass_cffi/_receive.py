@@ -1,0 +1,167 @@
+"""The one way in: the loop around recvmsg(2), and what arrived in the control buffer.
+
+Law: until a Block's msg_namelen is set back to NOT_ARRIVED, its memory says which descriptors came, so
+that an exception at any point between the syscall and their owner can close them: see `abandon`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from array import array
+from errno import EINVAL, EOPNOTSUPP
+
+from ._address import AF_UNIX, family
+from ._arguments import buffer_size, control_size
+from ._backend import CONSTANTS, LAYOUT, ffi, lib
+from ._close import close_all, close_tail
+from ._scratch import (
+    CONTROL,
+    CONTROL_ROOM,
+    CONTROLLEN,
+    DATA,
+    INCOMING_DATA,
+    IOV_LEN,
+    NAMELEN,
+    NOT_ARRIVED,
+    SCM_RIGHTS,
+    SOL_SOCKET,
+    Block,
+)
+from ._sock import IN, failed, take_errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MSG_CMSG_CLOEXEC = CONSTANTS.get("MSG_CMSG_CLOEXEC", 0)
+SCM_PIDFD = CONSTANTS.get("SCM_PIDFD")
+_recvmsg = lib.recvmsg
+
+
+def receive(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:
+    """recvmsg(2) with `room` bytes for control data, waiting and retrying as `failed` says; the bytes received.
+
+    Descriptors come with close-on-exec where the kernel can set it.
+    """
+    deadline = None
+    if room:
+        flags |= MSG_CMSG_CLOEXEC
+    while True:
+        block.lens[CONTROLLEN] = room
+        got = _recvmsg(fd, block.msg, flags)
+        if got >= 0:
+            return got
+        code = take_errno()
+        if code in (EINVAL, EOPNOTSUPP) and flags & MSG_CMSG_CLOEXEC and family(sock, fd) != AF_UNIX:
+            flags &= ~MSG_CMSG_CLOEXEC  # AF_PACKET and MPTCP refuse it, and bring no descriptors
+            continue
+        deadline = failed(code, sock, fd, IN, flags, deadline)
+
+
+_allocate = ffi.new_allocator(should_clear_after_alloc=False)  # recvmsg(2) says how much of it was written
+
+
+def data_room(block: Block, bufsize: Any) -> Any:
+    """Point the iovec at memory for `bufsize` bytes where the block has too little; None where it has enough."""
+    size = buffer_size(bufsize)
+    block.sizes[IOV_LEN] = size
+    if size <= INCOMING_DATA:
+        return None
+    memory = _allocate("char[]", size)
+    block.iov.iov_base = memory
+    return memory
+
+
+def received_data(block: Block, memory: Any, got: int) -> bytes:
+    """The bytes that came; `got` may be more than there was room for, with MSG_TRUNC in the flags."""
+    got = min(got, block.sizes[IOV_LEN])
+    if memory is None:
+        return block.data[0:got]  # type: ignore[no-any-return]
+    block.iov.iov_base = block.start + DATA
+    return ffi.buffer(memory, got)[:]  # type: ignore[no-any-return]
+
+
+def control_room(block: Block, ancbufsize: Any) -> int:
+    """Point msg_control at memory for `ancbufsize` bytes where the block has too little; the number, checked."""
+    size = control_size(ancbufsize)
+    if size > CONTROL_ROOM:
+        block.extra = _allocate("char[]", size)
+        block.msg.msg_control = block.extra
+    return size
+
+
+def items(block: Block) -> tuple[list[tuple[int, int, bytes]], bool]:
+    """The control messages that arrived, each (cmsg_level, cmsg_type, data), and whether all were whole."""
+    control = ffi.buffer(ffi.cast("char *", block.msg.msg_control), block.lens[CONTROLLEN])[:]
+    found, all_whole = [], True
+    for level, kind, start, stop, whole in LAYOUT.walk(control):
+        found.append((level, kind, control[start:stop]))
+        all_whole &= whole
+    return found, all_whole
+
+
+def ints(data: bytes) -> list[int]:
+    """The C ints in the data of a control message; a part of one at the end does not count."""
+    return array("i", data[: len(data) & ~3]).tolist()
+
+
+def carried(ancdata: list[tuple[int, int, bytes]]) -> tuple[list[int], list[int]]:
+    """Every descriptor in `ancdata`: those of SCM_RIGHTS, and those of SCM_PIDFD."""
+    rights: list[int] = []
+    pidfds: list[int] = []
+    for level, kind, data in ancdata:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            rights += ints(data)
+        elif level == SOL_SOCKET and kind == SCM_PIDFD:
+            pidfds += ints(data)
+    return rights, pidfds
+
+
+def arrived(block: Block) -> list[int]:
+    """Every descriptor that a recvmsg brought into this block and that nobody owns yet."""
+    if block.ints[NAMELEN] == NOT_ARRIVED:
+        return []
+    rights, pidfds = carried(items(block)[0])
+    return rights + pidfds
+
+
+def abandon(block: Block | None, fds: list[int] | None) -> None:
+    """Close what arrived: `fds` where it was already taken out of the block, else what the block's memory says."""
+    if fds is None:
+        fds = [] if block is None else arrived(block)
+    close_all(fds)
+
+
+def ancillary(block: Block, stacklevel: int) -> list[tuple[int, int, bytes]]:
+    """The control messages as `socket` returns them, with its warning; the block has its own memory back."""
+    ancdata, whole = items(block)
+    if not whole:
+        warn_malformed(stacklevel + 1)
+    if block.extra is not None:
+        block.extra = None
+        block.msg.msg_control = block.start + CONTROL
+    if not MSG_CMSG_CLOEXEC:
+        make_cloexec(carried(ancdata)[0])
+    return ancdata
+
+
+def only_rights(block: Block, most: int, stacklevel: int) -> tuple[list[int], int, bool]:
+    """The descriptors that arrived, how many of them to keep, the first ones, and whether there are more than `most`.
+
+    After them come those not asked for: what the sender sent beyond `most`, and pidfds.
+    """
+    ancdata = ancillary(block, stacklevel + 1)
+    rights, pidfds = carried(ancdata)
+    return rights + pidfds, min(len(rights), most), len(rights) > most
+
+
+def warn_malformed(stacklevel: int) -> None:
+    """The warning of `socket` for a control message that claims more than there is."""
+    warnings.warn("received malformed or improperly-truncated ancillary data", RuntimeWarning, stacklevel + 1)
+
+
+def make_cloexec(fds: list[int]) -> None:
+    """Close-on-exec by fcntl, where recvmsg has no MSG_CMSG_CLOEXEC."""
+    for fd in fds:
+        os.set_inheritable(fd, False)

@@ -1,0 +1,108 @@
+"""Pooled memory for one sendmsg or recvmsg call: struct msghdr, iovec, name, control and small data.
+
+A `Block` belongs to whoever took it from its pool: to one call in one thread. A call that is left by
+an exception does not give its block back. list.pop and list.append are atomic, so threads and signal
+handlers need no lock, and a forked child has a copy of its own.
+
+Fields are read and written through `ints`, `sizes` and `lens`, views of the whole block by element
+size, because that costs a third of a cdata attribute on CPython; on PyPy cdata arrays are the quick ones.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ._backend import CMSGHDR, CONSTANTS, LAYOUT, MSGHDR, WORD, ffi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PYPY = sys.implementation.name == "pypy"
+
+IOVEC, NAME, CONTROL = 64, 128, 384  # where each part begins, in bytes
+NAME_ROOM = CONTROL - NAME
+CONTROL_ROOM = 4096  # 253 descriptors, credentials, a pidfd, a security label and timestamps fit in half of it
+DATA = CONTROL + CONTROL_ROOM
+OUTGOING_DATA, INCOMING_DATA = 4096, 65536
+# A kernel writes msg_namelen on every success and never this length (struct sockaddr_storage has 128 bytes): as
+# long as the field holds it, no recvmsg has succeeded on this block and no descriptor has come.
+NOT_ARRIVED = NAME_ROOM - 1
+
+LEN: int = ffi.sizeof(dict(ffi.typeof(MSGHDR).fields)["msg_controllen"].type)  # that of msg_iovlen and cmsg_len too
+
+
+def _index(struct: str, field: str, size: int, base: int = 0) -> int:
+    return (base + ffi.offsetof(struct, field)) // size
+
+
+NAMELEN = _index(MSGHDR, "msg_namelen", 4)  # in ints
+FLAGS = _index(MSGHDR, "msg_flags", 4)
+IOVLEN = _index(MSGHDR, "msg_iovlen", LEN)  # in lens
+CONTROLLEN = _index(MSGHDR, "msg_controllen", LEN)
+IOV_LEN = _index("struct iovec", "iov_len", WORD, IOVEC)  # in sizes
+CMSG_LEN = _index(CMSGHDR, "cmsg_len", LEN, CONTROL)  # in lens
+CMSG_LEVEL = _index(CMSGHDR, "cmsg_level", 4, CONTROL)  # in ints
+CMSG_TYPE = _index(CMSGHDR, "cmsg_type", 4, CONTROL)
+CMSG_DATA = (CONTROL + LAYOUT.data) // 4
+
+# One SCM_RIGHTS item with one descriptor
+ONE_LEN, ONE_SPACE = LAYOUT.cmsg_len(4), LAYOUT.cmsg_space(4)
+SOL_SOCKET, SCM_RIGHTS = CONSTANTS["SOL_SOCKET"], CONSTANTS["SCM_RIGHTS"]
+
+
+class Block:
+    """The memory of one call. `msg` points to its struct msghdr; the views cover all of it."""
+
+    __slots__ = ("control", "data", "extra", "ints", "iov", "lens", "memory", "msg", "name", "sizes", "start")
+
+    def __init__(self, room: int) -> None:
+        memory: Any = ffi.new("unsigned long long[]", (DATA + room) // 8)
+        self.memory = memory
+        self.extra: Any = None  # control memory of a call that needs more than CONTROL_ROOM
+        start: Any = ffi.cast("char *", memory)
+        self.start = start
+        self.msg: Any = ffi.cast(f"{MSGHDR} *", memory)
+        self.iov: Any = ffi.cast("struct iovec *", start + IOVEC)
+        self.name: Any = ffi.buffer(start + NAME, NAME_ROOM)
+        self.control: Any = ffi.buffer(start + CONTROL, CONTROL_ROOM)
+        self.data: Any = ffi.buffer(start + DATA, room)
+        if PYPY:
+            self.ints: Any = ffi.cast("int *", memory)
+            self.sizes: Any = ffi.cast("size_t *", memory)
+            self.lens: Any = self.sizes if LEN == WORD else self.ints
+        else:
+            view = memoryview(ffi.buffer(memory)).cast("B")
+            self.ints = view.cast("i")
+            self.sizes = view.cast("N" if WORD == 8 else "I")
+            self.lens = self.sizes if LEN == WORD else self.ints
+        self.reset()
+
+    def reset(self) -> None:
+        """As it is kept in a pool: one iovec over `data`, no name, one SCM_RIGHTS item for one descriptor."""
+        msg, iov = self.msg, self.iov
+        msg.msg_name, msg.msg_namelen = ffi.NULL, 0
+        msg.msg_iov, msg.msg_iovlen = iov, 1
+        iov.iov_base = self.start + DATA
+        msg.msg_control = self.start + CONTROL
+        self.lens[CONTROLLEN] = ONE_SPACE
+        self.lens[CMSG_LEN] = ONE_LEN
+        self.ints[CMSG_LEVEL], self.ints[CMSG_TYPE] = SOL_SOCKET, SCM_RIGHTS
+
+
+def outgoing() -> Block:
+    """A block for a send, when the pool is empty."""
+    return Block(OUTGOING_DATA)
+
+
+def incoming() -> Block:
+    """A block for a receive, when the pool is empty: with room for the sender's name."""
+    block = Block(INCOMING_DATA)
+    block.msg.msg_name = block.start + NAME
+    block.ints[NAMELEN] = NOT_ARRIVED
+    return block
+
+
+outgoing_pool: list[Block] = []
+incoming_pool: list[Block] = []
+into_pool: list[Block] = []  # of recvmsg_into: their iovec always points at a caller's memory

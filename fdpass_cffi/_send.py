@@ -1,0 +1,207 @@
+"""The one way out: buffers, descriptors and ancillary data into a Block, and the loop around sendmsg(2).
+
+Everything is checked before the syscall, and the message names the argument. What the kernel is given
+pointers into is returned to the caller, to be kept until the call is over.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from array import array
+from errno import EBADF, EINVAL
+
+from ._address import AF_UNIX, to_sockaddr
+from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
+from ._scratch import (
+    CMSG_DATA,
+    CMSG_LEN,
+    CONTROL_ROOM,
+    CONTROLLEN,
+    IOV_LEN,
+    NAME_ROOM,
+    NAMELEN,
+    OUTGOING_DATA,
+    PYPY,
+    SCM_RIGHTS,
+    SOL_SOCKET,
+    Block,
+)
+from ._sock import INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, take_errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any, Union
+
+    from ._sock import FileDescriptorLike
+
+    Buffer = Union[bytes, bytearray, memoryview, array[Any]]
+    ControlMessages = Iterable[tuple[int, int, Buffer]]
+
+MSG_NOSIGNAL = CONSTANTS["MSG_NOSIGNAL"]
+SOCK_STREAM = int(socket.SOCK_STREAM)
+SCM_MAX_FD = 253  # Linux's, in one message
+_sendmsg = lib.sendmsg
+
+
+def transmit(sock: object, fd: int, block: Block, flags: int) -> int:
+    """sendmsg(2) of a filled block, waiting and retrying as `failed` says; the number of bytes sent."""
+    deadline = None
+    while True:
+        sent = _sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
+        if sent >= 0:
+            return sent
+        deadline = failed(take_errno(), sock, fd, OUT, flags, deadline)
+
+
+def gather(block: Block, buffers: Iterable[Buffer]) -> object:
+    """Point the iovec at `buffers`; what is returned must live until the call is over, None if nothing must."""
+    if (type(buffers) is list or type(buffers) is tuple) and len(buffers) == 1:
+        data = buffers[0]
+        if type(data) is bytes and len(data) <= OUTGOING_DATA:
+            size = len(data)
+            block.data[0:size] = data  # cheaper than an export of the bytes object
+            block.sizes[IOV_LEN] = size
+            return None
+    return spread(block, [exported(data, "buffers") for data in each("buffers", buffers, "bytes-like objects")])
+
+
+def each(name: str, given: Iterable[Any], what: str) -> list[Any]:
+    """`given` as a list; a TypeError that names the argument if it is not iterable."""
+    try:
+        iterator = iter(given)
+    except TypeError:
+        raise TypeError(f"{name} must be an iterable of {what}, not {type(given).__name__}") from None
+    return list(iterator)
+
+
+def exported(data: Buffer, name: str, *, writable: bool = False) -> Any:
+    """A char[] over the memory of a bytes-like object, which stays locked as long as the char[] lives."""
+    try:
+        return ffi.from_buffer("char[]", data, require_writable=writable)
+    except TypeError:
+        kind = "read-write bytes-like" if writable else "bytes-like"
+        raise TypeError(f"{name}: a {kind} object is required, not '{type(data).__name__}'") from None
+    except (BufferError, ValueError) as error:
+        if isinstance(error, ValueError) and "contiguous" not in str(error):
+            raise
+        raise BufferError(f"{name}: {error}") from None
+
+
+def spread(block: Block, parts: Sequence[Any]) -> object:
+    """Point the msghdr at `parts` (char[] each); the memory that must live until the call is over."""
+    count = len(parts)
+    if count == 1:
+        block.iov.iov_base = parts[0]
+        block.sizes[IOV_LEN] = len(parts[0])
+        return parts
+    iov = ffi.new("struct iovec[]", count or 1)
+    for i, part in enumerate(parts):
+        iov[i].iov_base = part
+        iov[i].iov_len = len(part)
+    block.msg.msg_iov = iov
+    block.msg.msg_iovlen = count
+    return parts, iov
+
+
+def scatter(block: Block, buffers: Iterable[Buffer]) -> object:
+    """Point the iovec at writable `buffers`; what is returned must live until the call is over."""
+    given = each("buffers", buffers, "read-write bytes-like objects")
+    block.msg.msg_iov, block.msg.msg_iovlen = block.iov, 1
+    return spread(block, [exported(data, "buffers", writable=True) for data in given])
+
+
+def is_empty(block: Block) -> bool:
+    """Whether the gathered buffers hold no byte at all."""
+    msg = block.msg
+    iov = ffi.cast("struct iovec *", msg.msg_iov)
+    return not any(iov[i].iov_len for i in range(msg.msg_iovlen))
+
+
+def descriptor(given: FileDescriptorLike, name: str) -> int:
+    """The int behind an int or an object with fileno(), not looked up in the descriptor table."""
+    if isinstance(given, int):
+        fd = int(given)
+    else:
+        method = getattr(given, "fileno", None)
+        if method is None:
+            raise TypeError(f"{name} must be an int or an object with fileno(), not {type(given).__name__}")
+        fd = method()
+    if isinstance(given, bool) or type(fd) is not int:
+        raise TypeError(f"{name} is not a file descriptor: {given!r}")
+    if fd < 0:
+        raise OSError(EBADF, f"{os.strerror(EBADF)}: {name} is {'closed' if fd == -1 and given != -1 else fd}")
+    if fd > INT_MAX:
+        raise OverflowError(f"{name} is too large for a file descriptor: {fd}")
+    return fd
+
+
+def descriptors(given: Sequence[FileDescriptorLike]) -> Sequence[int]:
+    """The ints behind a list of descriptors, each checked."""
+    try:
+        # One pass in C: bools are 0 or 1, and what is no int does not compare or does not fit the array.
+        if given and min(given) > 1:  # type: ignore[type-var,operator]
+            return array("i", given)  # type: ignore[arg-type]
+    except (TypeError, OverflowError, ValueError):
+        pass
+    return array("i", [descriptor(item, f"fds[{i}]") for i, item in enumerate(given)])
+
+
+def put_rights(block: Block, fds: Sequence[int]) -> object:
+    """One SCM_RIGHTS item with any number of descriptors (none: no item); what must live until the call is over."""
+    count = len(fds)
+    if not count:
+        block.lens[CONTROLLEN] = 0
+        return fds
+    space = LAYOUT.cmsg_space(4 * count)
+    if space > CONTROL_ROOM:
+        return put_control(block, LAYOUT.pack([(SOL_SOCKET, SCM_RIGHTS, bytes(memoryview(fds)))]))  # type: ignore[arg-type]
+    block.lens[CMSG_LEN] = LAYOUT.cmsg_len(4 * count)
+    block.lens[CONTROLLEN] = space
+    block.ints[CMSG_DATA : CMSG_DATA + count] = fds if not PYPY else list(fds)
+    return fds
+
+
+def put_control(block: Block, control: bytes | bytearray) -> object:
+    """A packed control buffer; what must live until the call is over."""
+    size = len(control)
+    block.lens[CONTROLLEN] = size
+    if size <= CONTROL_ROOM:
+        block.control[0:size] = bytes(control)
+        return None
+    memory = ffi.new("unsigned long long[]", (size + 7) // 8)
+    ffi.buffer(memory)[0:size] = bytes(control)
+    block.msg.msg_control = memory
+    return memory
+
+
+def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object) -> None:
+    """The destination, as the socket's family spells it."""
+    raw = to_sockaddr(sock, fd, address)
+    if len(raw) >= NAME_ROOM:
+        raise ValueError("address is too long")
+    block.name[0 : len(raw)] = raw
+    block.msg.msg_name = ffi.from_buffer(block.name)
+    block.ints[NAMELEN] = len(raw)
+
+
+def check_rights(domain: int, fd: int, block: Block, count: int) -> None:
+    """ValueError where a kernel would take the descriptors and lose them: no AF_UNIX socket, no byte on a stream."""
+    if domain != AF_UNIX:
+        raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
+    if count and is_empty(block) and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
+        raise ValueError("buffers hold no byte: a stream socket loses descriptors sent without data")
+
+
+def explain(error: OSError, fd: int, fds: Sequence[int]) -> OSError:
+    """The same error with what is known about its cause: which descriptor is not open, how many are too many."""
+    text = os.strerror(error.errno or 0)
+    if error.errno == EBADF and is_open(fd):
+        shut = [f"fds[{i}] is {item}, which is not open" for i, item in enumerate(fds) if not is_open(item)]
+        if shut:
+            return OSError(EBADF, f"{text}: {shut[0]}")
+    if error.errno == EINVAL and LINUX and len(fds) > SCM_MAX_FD:
+        most = f"one message takes {SCM_MAX_FD}; sendall_fds sends any number"
+        return OSError(EINVAL, f"{text}: {len(fds)} descriptors in fds, {most}")
+    return error

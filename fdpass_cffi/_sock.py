@@ -1,0 +1,144 @@
+"""What a `sock` argument is, and what to do when a call on it failed: raise, retry, or wait.
+
+A socket.socket's timeout is honoured as one deadline for the whole call. Of an int, or of any other
+object with fileno(), nothing is known but its descriptor: EAGAIN is a BlockingIOError.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from errno import EAGAIN, EBADF, EINTR, ETIMEDOUT, EWOULDBLOCK
+from math import ceil
+from select import POLLIN, POLLOUT
+from time import monotonic
+
+from ._backend import CONSTANTS, ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, Union
+
+    class HasFileno(Protocol):
+        """A file, a socket, an OwnedFd, asyncio's TransportSocket..."""
+
+        def fileno(self) -> int: ...
+
+    FileDescriptorLike = Union[int, HasFileno]
+
+Socket = socket.socket
+INT_MAX = 0x7FFFFFFF
+IN, OUT = POLLIN, POLLOUT
+MSG_DONTWAIT = CONSTANTS["MSG_DONTWAIT"]
+SOL_SOCKET, SO_TYPE, SO_DOMAIN = CONSTANTS["SOL_SOCKET"], CONSTANTS["SO_TYPE"], CONSTANTS.get("SO_DOMAIN")
+
+if issubclass(socket.timeout, TimeoutError):
+    Timeout = socket.timeout
+else:  # Python 3.9: two classes, and callers catch either
+
+    class Timeout(socket.timeout, TimeoutError):  # type: ignore[no-redef]
+        """socket.timeout and TimeoutError at once, as from Python 3.10 on."""
+
+
+def fileno(sock: FileDescriptorLike, call: str) -> int:
+    """The descriptor behind `sock`, for the function named `call`.
+
+    TypeError if it is none, ValueError or OverflowError for an int that cannot be one, OSError (EBADF) if it is
+    closed, NotImplementedError for an ssl.SSLSocket, whose descriptor would bypass TLS.
+    """
+    if isinstance(sock, int):
+        return _checked(sock)
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(sock, ssl.SSLSocket):
+        raise NotImplementedError(f"{call} not allowed on instances of {type(sock)}")
+    method = getattr(sock, "fileno", None)
+    if method is None:
+        raise TypeError(f"sock must be a socket, an int or an object with fileno(), not {type(sock).__name__}")
+    fd = method()
+    if type(fd) is not int:
+        raise TypeError(f"sock: fileno() returned {type(fd).__name__}, not int")
+    return fd
+
+
+def _checked(fd: int) -> int:
+    if isinstance(fd, bool):
+        raise TypeError("sock must be a socket or a file descriptor, not bool")
+    if fd < 0:
+        raise ValueError(f"sock: negative file descriptor {fd}")
+    if fd > INT_MAX:
+        raise OverflowError(f"sock: {fd} is too large for a file descriptor")
+    return int(fd)
+
+
+def take_errno() -> int:
+    """The errno of the call that just failed in this thread.
+
+    It leaves EINTR in its place: if this ran in a signal handler, between another failed call and the reading
+    of its errno, that call is then tried again and learns its errno anew.
+    """
+    code: int = ffi.errno
+    ffi.errno = EINTR
+    return code
+
+
+def failed(code: int, sock: object, fd: int, events: int, flags: int, deadline: float | None) -> float | None:
+    """After a call failed with errno `code`: raise its OSError, or return the deadline when it is to be tried again.
+
+    EINTR: the handlers have run and did not raise (PEP 475). EAGAIN on a socket with a timeout: wait until
+    it is ready for `events`, at most until the deadline, then raise TimeoutError (errno ETIMEDOUT).
+    """
+    if code == EINTR:
+        return deadline
+    if code in (EAGAIN, EWOULDBLOCK) and not flags & MSG_DONTWAIT:
+        timeout = sock.gettimeout() if isinstance(sock, Socket) else None
+        if timeout:
+            if deadline is None:
+                deadline = monotonic() + timeout
+            wait(fd, events, deadline)
+            return deadline
+    raise os_error(code, fd)
+
+
+def os_error(code: int, fd: int = 0) -> OSError:
+    """The OSError (of the right subclass) for an errno; for EBADF it says so when `sock` itself is not open."""
+    text = os.strerror(code)
+    if code == EBADF and not is_open(fd):
+        text = f"{text}: sock is closed" if fd < 0 else f"{text}: sock is {fd}, which is not open"
+    return OSError(code, text)
+
+
+def is_open(fd: int) -> bool:
+    """Whether `fd` is an open descriptor of this process."""
+    try:
+        os.get_inheritable(fd)
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def wait(fd: int, events: int, deadline: float) -> None:
+    """poll(2) `fd` until it is ready or in error; TimeoutError past `deadline` (time.monotonic() seconds)."""
+    pollfd = ffi.new("struct pollfd *", (fd, events, 0))
+    while True:
+        left = deadline - monotonic()
+        ready = lib.poll(pollfd, 1, min(ceil(left * 1000), INT_MAX) if left > 0 else 0)
+        if ready > 0:
+            return
+        if ready < 0:
+            code = take_errno()
+            if code != EINTR:
+                raise os_error(code)
+        elif deadline <= monotonic():
+            raise Timeout(ETIMEDOUT, "timed out")
+
+
+def getsockopt(fd: int, option: int) -> int:
+    """An int option of SOL_SOCKET; OSError (ENOTSOCK for a pipe or a file)."""
+    value = ffi.new("int *")
+    length = ffi.new("unsigned int *", ffi.sizeof("int"))
+    while lib.getsockopt(fd, SOL_SOCKET, option, value, ffi.cast("void *", length)) < 0:
+        code = take_errno()
+        if code != EINTR:
+            raise os_error(code, fd)
+    return int(value[0])

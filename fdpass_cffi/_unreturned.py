@@ -1,0 +1,61 @@
+"""Closes descriptors whose function was left by an exception at the very `return` of them.
+
+A list of ints has no owner, and the `return` statement of a Python function lies outside every `try` of
+it. When this object goes away with the function's frame, the list that was being returned is known to
+nobody but this object if and only if it never reached the caller: then its descriptors are closed.
+
+Only CPython counts references, so only there it works. From 3.11 on an interpreter looks for signals
+after calls and at loop ends alone, never at a `return`, and only a trace function can raise there.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ._close import close_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+CPYTHON = sys.implementation.name == "cpython"
+ALWAYS = CPYTHON and sys.version_info < (3, 11)
+
+
+class Unreturned:
+    """Holds what is being returned, and `inside`, which finds the descriptors in it."""
+
+    __slots__ = ("held", "inside")
+
+    def __init__(self, inside: Callable[[Any], list[int]]) -> None:
+        self.held: list[Any] = []
+        self.inside = inside
+
+    def __del__(self) -> None:
+        held = self.held
+        if held and sys.getrefcount(held) <= ALONE:
+            close_all(self.inside(held))
+
+
+def guard(inside: Callable[[Any], list[int]]) -> Unreturned | None:
+    """An Unreturned where one is needed, else None."""
+    if ALWAYS or (CPYTHON and sys.gettrace() is not None):
+        return Unreturned(inside)
+    return None
+
+
+def _count(holder: Unreturned) -> int:
+    held = holder.held
+    return sys.getrefcount(held) if held else 0
+
+
+def _alone() -> int:
+    """How many references __del__ counts to a list that nobody else knows: it differs between versions."""
+    holder = Unreturned(lambda held: [])
+    holder.held = [None]
+    return _count(holder)
+
+
+ALONE = 0
+if CPYTHON:
+    ALONE = _alone()

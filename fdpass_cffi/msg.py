@@ -1,0 +1,398 @@
+"""The drop-ins: what `socket` documents, with its names, arguments, results and errors.
+
+Each differs from `socket` only as its docstring says. `sock` is a socket.socket (its timeout is honoured),
+any object with fileno(), or an int. See sendmsg(2), recvmsg(2), cmsg(3), unix(7).
+"""
+
+from __future__ import annotations
+
+import sys
+from errno import EAFNOSUPPORT
+from struct import Struct
+
+from ._address import AF_UNIX, family, from_sockaddr, socket_family
+from ._arguments import INT_MAX, c_int, integer, most_fds
+from ._backend import CONSTANTS, LAYOUT, ffi
+from ._receive import (
+    MSG_CMSG_CLOEXEC,
+    abandon,
+    ancillary,
+    carried,
+    control_room,
+    data_room,
+    only_rights,
+    receive,
+    received_data,
+)
+from ._close import close_tail
+from ._scratch import (
+    CMSG_DATA,
+    CMSG_LEN as CMSG_LEN_AT,
+    CMSG_LEVEL,
+    CMSG_TYPE,
+    CONTROL_ROOM,
+    CONTROLLEN,
+    FLAGS,
+    INCOMING_DATA,
+    IOV_LEN,
+    NAMELEN,
+    NOT_ARRIVED,
+    ONE_LEN,
+    ONE_SPACE,
+    SCM_RIGHTS,
+    SOL_SOCKET,
+    incoming,
+    incoming_pool,
+    into_pool,
+    outgoing,
+    outgoing_pool,
+)
+from ._send import (
+    check_rights,
+    descriptors,
+    each,
+    explain,
+    exported,
+    gather,
+    put_address,
+    put_control,
+    put_rights,
+    scatter,
+    transmit,
+)
+from ._sock import Socket, fileno
+from ._unreturned import guard
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, SupportsIndex
+
+    from ._send import Buffer, ControlMessages
+    from ._sock import FileDescriptorLike
+
+    Ancillary = list[tuple[int, int, bytes]]
+
+MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
+SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
+U32 = Struct("=I")
+_audit = sys.audit
+
+
+def send_fds(
+    sock: FileDescriptorLike,
+    buffers: Iterable[Buffer],
+    fds: Iterable[FileDescriptorLike],
+    flags: int = 0,
+    address: object = None,
+) -> int:
+    """Send `buffers`, bytes-like objects, and `fds`, open descriptors, in one sendmsg(2); the number of bytes sent.
+
+    The descriptors stay the caller's. Unlike `socket.send_fds` it honours `flags` and `address`, takes objects
+    with fileno(), and raises ValueError for descriptors that would vanish: over a socket that is not AF_UNIX,
+    or with no byte on a stream.
+
+    >>> import os, socket
+    >>> a, b = socket.socketpair()
+    >>> with open(os.devnull) as file:
+    ...     send_fds(a, [b"take this"], [file])
+    9
+    >>> data, fds, flags, address = recv_fds(b, 100, 1)
+    >>> data, os.readlink(f"/proc/self/fd/{fds[0]}")
+    (b'take this', '/dev/null')
+    >>> os.close(fds[0]); a.close(); b.close()
+    """
+    if type(sock) is Socket:
+        fd = sock.fileno()
+        domain = socket_family(sock)
+    else:
+        fd = fileno(sock, "sendmsg")
+        domain = family(sock, fd)
+    if type(flags) is not int or flags >> 31:
+        flags = c_int("flags", flags)
+    try:
+        block = outgoing_pool.pop()
+    except IndexError:
+        block = outgoing()
+    keep = gather(block, buffers)
+    if type(fds) is list and len(fds) == 1 and type(fds[0]) is int and 1 < fds[0] <= INT_MAX:
+        block.ints[CMSG_DATA] = fds[0]
+        rights: Any = fds
+    else:
+        given = each("fds", fds, "descriptors")
+        rights = descriptors(given)
+        keep = keep, given, put_rights(block, rights)
+    if domain != AF_UNIX or not block.sizes[IOV_LEN]:
+        check_rights(domain, fd, block, len(rights))
+    if address is not None:
+        put_address(block, sock, fd, address)
+        keep = keep, address
+    _audit("socket.sendmsg", sock, address)
+    try:
+        sent = transmit(sock, fd, block, flags)
+    except OSError as error:
+        raise explain(error, fd, rights) from None
+    if keep is not None:
+        block.reset()
+    outgoing_pool.append(block)
+    return sent
+
+
+def sendmsg(
+    sock: FileDescriptorLike,
+    buffers: Iterable[Buffer],
+    ancdata: ControlMessages = (),
+    flags: int = 0,
+    address: object = None,
+) -> int:
+    """Send `buffers` and the control messages `ancdata`, each (cmsg_level, cmsg_type, bytes-like), in one sendmsg(2).
+
+    The number of bytes sent. As `socket.socket.sendmsg`, but a process whose SIGPIPE has its default action
+    does not die of it, and MSG_DONTWAIT is honoured on a socket with a timeout.
+
+    >>> import socket
+    >>> a, b = socket.socketpair()
+    >>> sendmsg(a, [b"one", b"two"]), recvmsg(b, 100)
+    (6, (b'onetwo', [], 0, None))
+    >>> a.close(); b.close()
+    """
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
+    if type(flags) is not int or flags >> 31:
+        flags = c_int("flags", flags)
+    control = packed(ancdata) if ancdata != () else b""
+    return send_control(sock, fd, buffers, control, flags, address)
+
+
+def send_control(
+    sock: FileDescriptorLike, fd: int, buffers: Iterable[Buffer], control: bytes, flags: int, address: object
+) -> int:
+    """One sendmsg(2) with a packed control buffer."""
+    try:
+        block = outgoing_pool.pop()
+    except IndexError:
+        block = outgoing()
+    keep = gather(block, buffers), put_control(block, control)
+    if address is not None:
+        put_address(block, sock, fd, address)
+    _audit("socket.sendmsg", sock, address)
+    sent = transmit(sock, fd, block, flags)
+    del keep
+    block.reset()
+    outgoing_pool.append(block)
+    return sent
+
+
+def packed(ancdata: ControlMessages) -> bytes:
+    """A control buffer of `ancdata`; TypeError or OverflowError naming the item that is not (int, int, bytes-like)."""
+    checked = []
+    for i, item in enumerate(each("ancdata", ancdata, "(cmsg_level, cmsg_type, data)")):
+        name = f"ancdata[{i}]"
+        try:
+            level, kind, data = item
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be (cmsg_level, cmsg_type, data), not {item!r}") from None
+        view = ffi.buffer(exported(data, name))
+        checked.append((c_int(f"{name}: cmsg_level", level), c_int(f"{name}: cmsg_type", kind), view))
+    return bytes(LAYOUT.pack(checked))
+
+
+def recv_fds(
+    sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: SupportsIndex, flags: int = 0
+) -> tuple[bytes, list[int], int, Any]:
+    """Receive at most `bufsize` bytes and `maxfds` descriptors: (data, fds, msg_flags, address).
+
+    The descriptors are the caller's, ints, not inheritable. Unlike `socket.recv_fds` it honours `flags`, never
+    loses a descriptor to other control messages, and closes what it did not ask for: descriptors beyond `maxfds`
+    (MSG_CTRUNC is then set in msg_flags) and pidfds. MSG_CTRUNC is also set if the descriptor table is full;
+    `recv_message` raises instead.
+    """
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
+    if type(flags) is not int or flags >> 31:
+        flags = c_int("flags", flags)
+    if type(maxfds) is not int or maxfds < 0:
+        maxfds = most_fds(maxfds)
+    block = fds = None
+    unreturned = guard(list)
+    try:
+        try:
+            block = incoming_pool.pop()
+        except IndexError:
+            block = incoming()
+        memory = None
+        if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
+            block.sizes[IOV_LEN] = bufsize
+        else:
+            memory = data_room(block, bufsize)
+        data = received_data(block, memory, receive(sock, fd, block, CONTROL_ROOM, flags))
+        ints, used = block.ints, block.lens[CONTROLLEN]
+        msg_flags = ints[FLAGS] & SHOWN
+        if not used:
+            fds = []
+        elif (
+            used == ONE_SPACE
+            and block.lens[CMSG_LEN_AT] == ONE_LEN
+            and ints[CMSG_TYPE] == SCM_RIGHTS
+            and ints[CMSG_LEVEL] == SOL_SOCKET
+            and maxfds
+            and MSG_CMSG_CLOEXEC
+        ):
+            fds = [ints[CMSG_DATA]]
+        else:
+            fds, keep, surplus = only_rights(block, maxfds, 2)
+            close_tail(fds, keep)
+            if surplus:
+                msg_flags |= MSG_CTRUNC
+        namelen = ints[NAMELEN]
+        address = from_sockaddr(sock, fd, block, namelen) if namelen else None
+        ints[NAMELEN] = NOT_ARRIVED
+        incoming_pool.append(block)
+        if unreturned is not None:
+            unreturned.held = fds
+        return data, fds, msg_flags, address
+    except BaseException:
+        abandon(block, fds)
+        raise
+
+
+def recvmsg(
+    sock: FileDescriptorLike, bufsize: SupportsIndex, ancbufsize: SupportsIndex = 0, flags: int = 0
+) -> tuple[bytes, Ancillary, int, Any]:
+    """Receive at most `bufsize` bytes and `ancbufsize` bytes of control messages: (data, ancdata, msg_flags, address).
+
+    As `socket.socket.recvmsg`, but descriptors among the control messages are not inheritable, and MSG_DONTWAIT is
+    honoured on a socket with a timeout. The caller owns every descriptor in `ancdata`.
+    """
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
+    if type(flags) is not int or flags >> 31:
+        flags = c_int("flags", flags)
+    block = ancdata = None
+    unreturned = guard(inside) if ancbufsize else None
+    try:
+        try:
+            block = incoming_pool.pop()
+        except IndexError:
+            block = incoming()
+        memory = data_room(block, bufsize)
+        room = control_room(block, ancbufsize)
+        data = received_data(block, memory, receive(sock, fd, block, room, flags))
+        msg_flags = block.ints[FLAGS] & SHOWN
+        ancdata = ancillary(block, 2)
+        namelen = block.ints[NAMELEN]
+        address = from_sockaddr(sock, fd, block, namelen) if namelen else None
+        block.ints[NAMELEN] = NOT_ARRIVED
+        incoming_pool.append(block)
+        if unreturned is not None:
+            unreturned.held = ancdata
+        return data, ancdata, msg_flags, address
+    except BaseException:
+        abandon(block, None if ancdata is None else inside(ancdata))
+        raise
+
+
+def recvmsg_into(
+    sock: FileDescriptorLike, buffers: Iterable[Buffer], ancbufsize: SupportsIndex = 0, flags: int = 0
+) -> tuple[int, Ancillary, int, Any]:
+    """As `recvmsg`, scattering the bytes into writable `buffers` without a copy: (nbytes, ancdata, msg_flags, address).
+
+    With MSG_TRUNC in `flags`, nbytes is a datagram's whole length, which may be more than there was room for.
+    """
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
+    if type(flags) is not int or flags >> 31:
+        flags = c_int("flags", flags)
+    block = ancdata = None
+    unreturned = guard(inside) if ancbufsize else None
+    try:
+        try:
+            block = into_pool.pop()
+        except IndexError:
+            block = incoming()
+        keep = scatter(block, buffers)
+        room = control_room(block, ancbufsize)
+        got = receive(sock, fd, block, room, flags)
+        msg_flags = block.ints[FLAGS] & SHOWN
+        ancdata = ancillary(block, 2)
+        namelen = block.ints[NAMELEN]
+        address = from_sockaddr(sock, fd, block, namelen) if namelen else None
+        block.ints[NAMELEN] = NOT_ARRIVED
+        into_pool.append(block)
+        if unreturned is not None:
+            unreturned.held = ancdata
+        return got, ancdata, msg_flags, address
+    except BaseException:
+        abandon(block, None if ancdata is None else inside(ancdata))
+        raise
+
+
+def inside(ancdata: Ancillary) -> list[int]:
+    """Every descriptor in received control messages."""
+    rights, pidfds = carried(ancdata)
+    return rights + pidfds
+
+
+# linux/if_alg.h
+SOL_ALG, ALG_SET_IV, ALG_SET_OP, ALG_SET_AEAD_ASSOCLEN = 279, 2, 3, 4
+AF_ALG = 38
+
+
+def sendmsg_afalg(
+    sock: FileDescriptorLike,
+    msg: Iterable[Buffer] | None = None,
+    *,
+    op: SupportsIndex,
+    iv: Buffer | None = None,
+    assoclen: SupportsIndex | None = None,
+    flags: int = 0,
+) -> int:
+    """Set the operation (ALG_OP_ENCRYPT...), the IV and the length of associated data of an AF_ALG socket, and send.
+
+    As `socket.socket.sendmsg_afalg`; Linux, see <linux/if_alg.h>.
+    """
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg_afalg")
+    if family(sock, fd) != AF_ALG:
+        raise OSError(EAFNOSUPPORT, "algset is only supported for AF_ALG")
+    ancdata = afalg_control(op, iv, assoclen)
+    return send_control(sock, fd, () if msg is None else msg, packed(ancdata), c_int("flags", flags), None)
+
+
+def afalg_control(
+    op: SupportsIndex, iv: Buffer | None, assoclen: SupportsIndex | None
+) -> list[tuple[int, int, Buffer]]:
+    """The control messages of <linux/if_alg.h>: __u32 op; struct af_alg_iv {__u32 ivlen; __u8 iv[]}; __u32 assoclen."""
+    operation = c_int("op", op)
+    if operation < 0:
+        raise TypeError(f"Invalid or missing argument 'op': {operation}")
+    ancdata: list[tuple[int, int, Buffer]] = [(SOL_ALG, ALG_SET_OP, U32.pack(operation))]
+    if iv is not None:
+        vector = bytes(ffi.buffer(exported(iv, "iv")))
+        ancdata.append((SOL_ALG, ALG_SET_IV, U32.pack(len(vector)) + vector))
+    if assoclen is not None:
+        associated = c_int("assoclen", assoclen)
+        if associated < 0:
+            raise TypeError(f"assoclen must be positive: {associated}")
+        ancdata.append((SOL_ALG, ALG_SET_AEAD_ASSOCLEN, U32.pack(associated)))
+    return ancdata
+
+
+def CMSG_LEN(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
+    """The cmsg_len of a control message with `length` bytes of data, without padding; cmsg(3).
+
+    >>> CMSG_LEN(4) - CMSG_LEN(0)
+    4
+    """
+    return _measured("CMSG_LEN", length, LAYOUT.cmsg_len)
+
+
+def CMSG_SPACE(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
+    """The bytes that a control message with `length` bytes of data takes up, padding included; cmsg(3).
+
+    >>> CMSG_SPACE(4) >= CMSG_LEN(4)
+    True
+    """
+    return _measured("CMSG_SPACE", length, LAYOUT.cmsg_space)
+
+
+def _measured(name: str, length: SupportsIndex, macro: Callable[[int], int]) -> int:
+    number = integer("length", length)
+    if not 0 <= number <= INT_MAX or macro(number) > INT_MAX:
+        raise OverflowError(f"{name}() argument out of range: length is {number}")
+    return macro(number)
