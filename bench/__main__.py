@@ -14,8 +14,9 @@ from typing import Any
 from .cases import CASES, GROUPS, chosen
 from .harness import Case, Settings
 from .loading import BACKENDS, api_is_built
+from .pinning import allowed, pin
 from .report import block
-from .surroundings import compile_c, describe, pin, run_c
+from .surroundings import compile_c, describe, run_c
 
 CHILD_SECONDS = 600
 
@@ -42,16 +43,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def run_case(case: Case, settings: Settings, processes: int, program: str | None) -> tuple[list[str], dict[str, Any]]:
+def run_case(
+    case: Case, settings: Settings, processes: int, program: str | None, cpus: list[int]
+) -> tuple[list[str], dict[str, Any]]:
     """One case in all its processes, the C program before each of them."""
     results, figures = [], []
     task = json.dumps([case.name, settings._asdict()])
     for _ in range(case.processes or processes):
+        cpu = pin(cpus)
         c = run_c(program, case.c, case.c_operations)
         figures += [c] if c else []
         command = [sys.executable, "-m", "bench.child", task]
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=CHILD_SECONDS, check=True)
-        results.append(json.loads(done.stdout))
+        results.append({"cpu": cpu, **json.loads(done.stdout)})
         if not results[-1]["samples"]:
             break
     c = (median(one[0] for one in figures), min(one[1] for one in figures)) if figures else None
@@ -64,14 +68,15 @@ def main(arguments: list[str]) -> int:
     backends = tuple(dict.fromkeys(options.backend or BACKENDS))
     settings = Settings(backends, options.rounds, options.warm)
     broken: list[str] = []
+    cpus = allowed()
     with tempfile.TemporaryDirectory() as folder:
         program, about_c = compile_c(folder)
-        report: dict[str, Any] = {"surroundings": {**describe(arguments), "C": about_c, "pinned": pin()}, "cases": {}}
+        report: dict[str, Any] = {"surroundings": {**describe(arguments), "C": about_c}, "cases": {}}
         for key, value in report["surroundings"].items():
             print(f"{key:12} {value}")
         for case in options.cases:
             try:
-                lines, report["cases"][case.name] = run_case(case, settings, options.processes, program)
+                lines, report["cases"][case.name] = run_case(case, settings, options.processes, program, cpus)
             except subprocess.SubprocessError as error:  # what went wrong, the child has already written
                 broken.append(case.name)
                 lines = [f"{case.name}: broke ({type(error).__name__})"]

@@ -7,6 +7,8 @@ from typing import Any
 
 from .harness import AGAIN, Case, compare
 
+WORTH_A_WORD = 0.02  # as a share of the batches
+
 HEAD = f"  {'':22}{'median ns':>11}{'least ns':>11}{'ratio':>8}{'of least':>10}{'8 of 10 within':>17}{'times C':>9}  target"
 
 
@@ -48,6 +50,11 @@ def block(case: Case, results: list[dict[str, Any]], c: tuple[float, float] | No
         if c:
             data["c"] = {"median": c[0], "min": c[1]}
             lines.append(f"  {'C':22}{c[0]:>11.1f}{c[1]:>11.1f}")
+        disturbed = max(result["disturbed"] for result in results)
+        if disturbed > WORTH_A_WORD:
+            lines.append(
+                f"  disturbed: other processes ran in the middle of {disturbed:.0%} of the batches, four times over"
+            )
     lines += [f"  {name:22}{'-':>11}  {reason}" for name, reason in absent.items()]
     for text, good in results[0]["facts"]:
         lines.append(f"  {'as it should be' if good else 'WRONG'}: {text}")

@@ -27,7 +27,7 @@
 #define MSG_CMSG_CLOEXEC 0
 #endif
 
-enum { MAX_FDS = 253, BATCHES = 151, BATCH_NS = 2000000 };
+enum { MAX_FDS = 253, BATCHES = 401, BATCH_NS = 500000 };
 enum section { ALL, TRANSFER, RECEIVE };
 
 struct setup {

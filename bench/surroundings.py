@@ -1,8 +1,7 @@
-"""What a figure depends on besides the code: the interpreter, the machine, the CPU it was tied to."""
+"""What a figure depends on besides the code: the interpreter, the machine, the C compiler."""
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import os
 import platform
@@ -12,40 +11,9 @@ import sys
 from pathlib import Path
 
 from .loading import api_is_built, package_folder
+from .pinning import allowed, first_of
 
 HERE = Path(__file__).resolve().parent
-
-
-def first_of(path: str, key: str) -> str:
-    """What stands after `key:` in a file of /proc, or nothing."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
-
-
-def allowed_cpus() -> str:
-    """The CPUs this process may run on, as the kernel writes them: `0-3,8`."""
-    return first_of("/proc/self/status", "Cpus_allowed_list")
-
-
-def pin() -> str:
-    """Ties this process and its children to one CPU and says what came of it.
-
-    Through ctypes, since PyPy has no os.sched_setaffinity.
-    """
-    before = allowed_cpus()
-    if not before:
-        return "not pinned: this system does not say which CPUs may be used"
-    cpu = int(before.replace("-", ",").split(",")[-1])
-    words = (ctypes.c_ulong * 16)()
-    bits = 8 * ctypes.sizeof(ctypes.c_ulong)
-    if cpu >= 16 * bits:
-        return f"not pinned: CPU {cpu} is beyond the mask"
-    words[cpu // bits] = 1 << cpu % bits
-    ctypes.CDLL(None).sched_setaffinity(0, ctypes.sizeof(words), words)
-    return f"to CPU {cpu} of {before}" if allowed_cpus() == str(cpu) else "not pinned: the kernel refused"
 
 
 def compile_c(folder: str) -> tuple[str | None, str]:
@@ -114,6 +82,7 @@ def describe(arguments: list[str]) -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "C library": libc,
         "processor": f"{os.cpu_count()} x {first_of('/proc/cpuinfo', 'model name') or 'unknown'}",
+        "pinned": f"to the quietest of {len(allowed())} CPUs, chosen before each process" if allowed() else "no",
         "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "command": " ".join(["python -m bench", *arguments]),

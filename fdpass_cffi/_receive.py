@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MSG_CMSG_CLOEXEC = CONSTANTS.get("MSG_CMSG_CLOEXEC", 0)
 SCM_PIDFD = CONSTANTS.get("SCM_PIDFD")
-_recvmsg = lib.recvmsg
+lib_recvmsg = lib.recvmsg
 
 
 def receive(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:
@@ -44,19 +44,26 @@ def receive(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:
 
     Descriptors come with close-on-exec where the kernel can set it.
     """
-    deadline = None
     if room:
         flags |= MSG_CMSG_CLOEXEC
+    block.lens[CONTROLLEN] = room
+    got = lib_recvmsg(fd, block.msg, flags)
+    return got if got >= 0 else receive_again(sock, fd, block, room, flags)
+
+
+def receive_again(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:
+    """`receive` from where its first recvmsg, with these `flags`, has failed; callers in a hurry make the first one."""
+    deadline = None
     while True:
-        block.lens[CONTROLLEN] = room
-        got = _recvmsg(fd, block.msg, flags)
-        if got >= 0:
-            return got
         code = take_errno()
         if code in (EINVAL, EOPNOTSUPP) and flags & MSG_CMSG_CLOEXEC and family(sock, fd) != AF_UNIX:
             flags &= ~MSG_CMSG_CLOEXEC  # AF_PACKET and MPTCP refuse it, and bring no descriptors
-            continue
-        deadline = failed(code, sock, fd, IN, flags, deadline)
+        else:
+            deadline = failed(code, sock, fd, IN, flags, deadline)
+        block.lens[CONTROLLEN] = room
+        got = lib_recvmsg(fd, block.msg, flags)
+        if got >= 0:
+            return got
 
 
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)  # recvmsg(2) says how much of it was written

@@ -106,3 +106,15 @@ def incoming() -> Block:
 outgoing_pool: list[Block] = []
 incoming_pool: list[Block] = []
 into_pool: list[Block] = []  # of recvmsg_into: their iovec always points at a caller's memory
+
+
+if PYPY:
+
+    def ints_at(block: Block, at: int, count: int) -> list[int]:
+        """`count` ints of the block from index `at` on."""
+        return ffi.unpack(block.ints + at, count)  # type: ignore[no-any-return]
+else:
+
+    def ints_at(block: Block, at: int, count: int) -> list[int]:
+        """`count` ints of the block from index `at` on."""
+        return block.ints[at : at + count].tolist()  # type: ignore[no-any-return]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+import sys
 from array import array
 from errno import EBADF, EINVAL
 
 from ._address import AF_UNIX, to_sockaddr
 from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
 from ._scratch import (
-    CMSG_DATA,
     CMSG_LEN,
     CONTROL_ROOM,
     CONTROLLEN,
@@ -42,17 +43,35 @@ if TYPE_CHECKING:
 MSG_NOSIGNAL = CONSTANTS["MSG_NOSIGNAL"]
 SOCK_STREAM = int(socket.SOCK_STREAM)
 SCM_MAX_FD = 253  # Linux's, in one message
-_sendmsg = lib.sendmsg
+_PACKED = (struct.pack("i", 0), struct.pack("i", 1))
+LOW_BYTE = 0 if sys.byteorder == "little" else 3
+if PYPY:
+
+    def _pack_ints(given: Sequence[Any]) -> bytes:
+        return array("i", given).tobytes()
+else:
+
+    def _pack_ints(given: Sequence[Any]) -> bytes:
+        return struct.pack(f"{len(given)}i", *given)
+
+
+lib_sendmsg = lib.sendmsg
 
 
 def transmit(sock: object, fd: int, block: Block, flags: int) -> int:
     """sendmsg(2) of a filled block, waiting and retrying as `failed` says; the number of bytes sent."""
+    sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
+    return sent if sent >= 0 else transmit_again(sock, fd, block, flags)
+
+
+def transmit_again(sock: object, fd: int, block: Block, flags: int) -> int:
+    """`transmit` from where its first sendmsg has failed; apart, because callers in a hurry make the first one."""
     deadline = None
     while True:
-        sent = _sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
+        deadline = failed(take_errno(), sock, fd, OUT, flags, deadline)
+        sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
         if sent >= 0:
             return sent
-        deadline = failed(take_errno(), sock, fd, OUT, flags, deadline)
 
 
 def gather(block: Block, buffers: Iterable[Buffer]) -> object:
@@ -108,7 +127,6 @@ def spread(block: Block, parts: Sequence[Any]) -> object:
 def scatter(block: Block, buffers: Iterable[Buffer]) -> object:
     """Point the iovec at writable `buffers`; what is returned must live until the call is over."""
     given = each("buffers", buffers, "read-write bytes-like objects")
-    block.msg.msg_iov, block.msg.msg_iovlen = block.iov, 1
     return spread(block, [exported(data, "buffers", writable=True) for data in given])
 
 
@@ -137,30 +155,40 @@ def descriptor(given: FileDescriptorLike, name: str) -> int:
     return fd
 
 
-def descriptors(given: Sequence[FileDescriptorLike]) -> Sequence[int]:
-    """The ints behind a list of descriptors, each checked."""
+def _holds(raw: bytes, low: bytes, value: int) -> bool:
+    """Whether 0 or 1 is among packed ints; `low` is their low bytes. A tenth of the cost of a look at every int."""
+    at = low.find(value)
+    while at >= 0:
+        if raw[4 * at : 4 * at + 4] == _PACKED[value]:
+            return True
+        at = low.find(value, at + 1)
+    return False
+
+
+def pack_fds(given: Sequence[FileDescriptorLike]) -> bytes:
+    """A list of descriptors as C ints, each checked."""
     try:
-        # One pass in C: bools are 0 or 1, and what is no int does not compare or does not fit the array.
-        if given and min(given) > 1:  # type: ignore[type-var,operator]
-            return array("i", given)  # type: ignore[arg-type]
-    except (TypeError, OverflowError, ValueError):
-        pass
-    return array("i", [descriptor(item, f"fds[{i}]") for i, item in enumerate(given)])
+        raw = _pack_ints(given)
+    except (TypeError, OverflowError, struct.error):
+        return _pack_ints([descriptor(item, f"fds[{i}]") for i, item in enumerate(given)])
+    # What packs well and is still refused: bools, and negative ints, whose high byte is no ASCII.
+    low = raw[LOW_BYTE::4]
+    if _holds(raw, low, 0) or _holds(raw, low, 1) or not raw[3 - LOW_BYTE :: 4].isascii():
+        for i, item in enumerate(given):
+            descriptor(item, f"fds[{i}]")
+    return raw
 
 
-def put_rights(block: Block, fds: Sequence[int]) -> object:
-    """One SCM_RIGHTS item with any number of descriptors (none: no item); what must live until the call is over."""
-    count = len(fds)
-    if not count:
-        block.lens[CONTROLLEN] = 0
-        return fds
-    space = LAYOUT.cmsg_space(4 * count)
+def put_rights(block: Block, raw: bytes) -> object:
+    """One SCM_RIGHTS item with the packed descriptors (none: no item); memory to keep if the block has too little."""
+    size = len(raw)
+    space = LAYOUT.cmsg_space(size)
     if space > CONTROL_ROOM:
-        return put_control(block, LAYOUT.pack([(SOL_SOCKET, SCM_RIGHTS, bytes(memoryview(fds)))]))  # type: ignore[arg-type]
-    block.lens[CMSG_LEN] = LAYOUT.cmsg_len(4 * count)
-    block.lens[CONTROLLEN] = space
-    block.ints[CMSG_DATA : CMSG_DATA + count] = fds if not PYPY else list(fds)
-    return fds
+        return put_control(block, LAYOUT.pack([(SOL_SOCKET, SCM_RIGHTS, raw)]))
+    block.lens[CMSG_LEN] = LAYOUT.cmsg_len(size)
+    block.lens[CONTROLLEN] = space if size else 0
+    block.control[LAYOUT.data : LAYOUT.data + size] = raw
+    return None
 
 
 def put_control(block: Block, control: bytes | bytearray) -> object:
@@ -186,17 +214,17 @@ def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object
     block.ints[NAMELEN] = len(raw)
 
 
-def check_rights(domain: int, fd: int, block: Block, count: int) -> None:
+def check_rights(domain: int, fd: int, block: Block, raw: bytes | None) -> None:
     """ValueError where a kernel would take the descriptors and lose them: no AF_UNIX socket, no byte on a stream."""
     if domain != AF_UNIX:
         raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
-    if count and is_empty(block) and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
+    if raw != b"" and is_empty(block) and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
         raise ValueError("buffers hold no byte: a stream socket loses descriptors sent without data")
 
 
-def explain(error: OSError, fd: int, fds: Sequence[int]) -> OSError:
+def explain(error: OSError, fd: int, raw: bytes) -> OSError:
     """The same error with what is known about its cause: which descriptor is not open, how many are too many."""
-    text = os.strerror(error.errno or 0)
+    text, fds = os.strerror(error.errno or 0), array("i", raw)
     if error.errno == EBADF and is_open(fd):
         shut = [f"fds[{i}] is {item}, which is not open" for i, item in enumerate(fds) if not is_open(item)]
         if shut:

@@ -6,6 +6,8 @@ nobody but this object if and only if it never reached the caller: then its desc
 
 Only CPython counts references, so only there it works. From 3.11 on an interpreter looks for signals
 after calls and at loop ends alone, never at a `return`, and only a trace function can raise there.
+
+Make one where `ALWAYS or gettrace() is not None`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 CPYTHON = sys.implementation.name == "cpython"
 ALWAYS = CPYTHON and sys.version_info < (3, 11)
+if CPYTHON:
+    gettrace = sys.gettrace
+else:
+
+    def gettrace() -> None:
+        """No trace function counts where references are not counted."""
 
 
 class Unreturned:
@@ -35,13 +43,6 @@ class Unreturned:
         held = self.held
         if held and sys.getrefcount(held) <= ALONE:
             close_all(self.inside(held))
-
-
-def guard(inside: Callable[[Any], list[int]]) -> Unreturned | None:
-    """An Unreturned where one is needed, else None."""
-    if ALWAYS or (CPYTHON and sys.gettrace() is not None):
-        return Unreturned(inside)
-    return None
 
 
 def _count(holder: Unreturned) -> int:

@@ -20,8 +20,10 @@ from ._receive import (
     carried,
     control_room,
     data_room,
+    lib_recvmsg,
     only_rights,
     receive,
+    receive_again,
     received_data,
 )
 from ._close import close_tail
@@ -39,29 +41,34 @@ from ._scratch import (
     NOT_ARRIVED,
     ONE_LEN,
     ONE_SPACE,
+    OUTGOING_DATA,
     SCM_RIGHTS,
     SOL_SOCKET,
     incoming,
     incoming_pool,
+    ints_at,
     into_pool,
     outgoing,
     outgoing_pool,
 )
 from ._send import (
     check_rights,
-    descriptors,
     each,
+    MSG_NOSIGNAL,
     explain,
     exported,
     gather,
+    lib_sendmsg,
+    pack_fds,
     put_address,
     put_control,
     put_rights,
     scatter,
     transmit,
+    transmit_again,
 )
 from ._sock import Socket, fileno
-from ._unreturned import guard
+from ._unreturned import ALWAYS, Unreturned, gettrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,9 +81,10 @@ if TYPE_CHECKING:
     Ancillary = list[tuple[int, int, bytes]]
 
 MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
+CMSG_HEADER, CMSG_ALIGN = LAYOUT.data, LAYOUT.align
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 U32 = Struct("=I")
-_audit = sys.audit
+_audit, from_buffer = sys.audit, ffi.from_buffer
 
 
 def send_fds(
@@ -114,26 +122,42 @@ def send_fds(
         block = outgoing_pool.pop()
     except IndexError:
         block = outgoing()
-    keep = gather(block, buffers)
-    if type(fds) is list and len(fds) == 1 and type(fds[0]) is int and 1 < fds[0] <= INT_MAX:
-        block.ints[CMSG_DATA] = fds[0]
-        rights: Any = fds
+    if (
+        type(buffers) is list
+        and len(buffers) == 1
+        and type(data := buffers[0]) is bytes
+        and (size := len(data)) <= OUTGOING_DATA
+    ):  # a copy is cheaper than an export of the bytes object
+        block.data[0:size] = data
+        block.sizes[IOV_LEN] = size
+        keep = None
+    else:
+        keep = gather(block, buffers)
+    if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
+        block.ints[CMSG_DATA] = one
+        raw = None
     else:
         given = each("fds", fds, "descriptors")
-        rights = descriptors(given)
-        keep = keep, given, put_rights(block, rights)
+        raw = pack_fds(given)
+        big = put_rights(block, raw)
+        if big is not None:
+            keep = keep, big
     if domain != AF_UNIX or not block.sizes[IOV_LEN]:
-        check_rights(domain, fd, block, len(rights))
+        check_rights(domain, fd, block, raw)
     if address is not None:
         put_address(block, sock, fd, address)
         keep = keep, address
     _audit("socket.sendmsg", sock, address)
-    try:
-        sent = transmit(sock, fd, block, flags)
-    except OSError as error:
-        raise explain(error, fd, rights) from None
+    sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
+    if sent < 0:
+        try:
+            sent = transmit_again(sock, fd, block, flags)
+        except OSError as error:
+            raise explain(error, fd, pack_fds(fds) if raw is None else raw) from None
     if keep is not None:
         block.reset()
+    elif raw is not None:
+        block.lens[CMSG_LEN_AT], block.lens[CONTROLLEN] = ONE_LEN, ONE_SPACE
     outgoing_pool.append(block)
     return sent
 
@@ -212,31 +236,35 @@ def recv_fds(
     if type(maxfds) is not int or maxfds < 0:
         maxfds = most_fds(maxfds)
     block = fds = None
-    unreturned = guard(list)
+    unreturned = Unreturned(list) if ALWAYS or gettrace() is not None else None
     try:
         try:
             block = incoming_pool.pop()
         except IndexError:
             block = incoming()
-        memory = None
         if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
             block.sizes[IOV_LEN] = bufsize
+            block.lens[CONTROLLEN] = CONTROL_ROOM
+            got = lib_recvmsg(fd, block.msg, flags | MSG_CMSG_CLOEXEC)
+            if got < 0:
+                got = receive_again(sock, fd, block, CONTROL_ROOM, flags | MSG_CMSG_CLOEXEC)
+            data = block.data[0 : got if got <= bufsize else bufsize]
         else:
             memory = data_room(block, bufsize)
-        data = received_data(block, memory, receive(sock, fd, block, CONTROL_ROOM, flags))
-        ints, used = block.ints, block.lens[CONTROLLEN]
+            data = received_data(block, memory, receive(sock, fd, block, CONTROL_ROOM, flags))
+        ints, lens = block.ints, block.lens
         msg_flags = ints[FLAGS] & SHOWN
+        used = lens[CONTROLLEN]
         if not used:
             fds = []
         elif (
-            used == ONE_SPACE
-            and block.lens[CMSG_LEN_AT] == ONE_LEN
-            and ints[CMSG_TYPE] == SCM_RIGHTS
+            ints[CMSG_TYPE] == SCM_RIGHTS
             and ints[CMSG_LEVEL] == SOL_SOCKET
-            and maxfds
+            and 0 <= used - lens[CMSG_LEN_AT] < CMSG_ALIGN
+            and (count := (lens[CMSG_LEN_AT] - CMSG_HEADER) >> 2) <= maxfds
             and MSG_CMSG_CLOEXEC
         ):
-            fds = [ints[CMSG_DATA]]
+            fds = [ints[CMSG_DATA]] if count == 1 else ints_at(block, CMSG_DATA, count)
         else:
             fds, keep, surplus = only_rights(block, maxfds, 2)
             close_tail(fds, keep)
@@ -266,17 +294,17 @@ def recvmsg(
     if type(flags) is not int or flags >> 31:
         flags = c_int("flags", flags)
     block = ancdata = None
-    unreturned = guard(inside) if ancbufsize else None
+    unreturned = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
     try:
         try:
             block = incoming_pool.pop()
         except IndexError:
             block = incoming()
         memory = data_room(block, bufsize)
-        room = control_room(block, ancbufsize)
+        room = control_room(block, ancbufsize) if ancbufsize != 0 else 0
         data = received_data(block, memory, receive(sock, fd, block, room, flags))
         msg_flags = block.ints[FLAGS] & SHOWN
-        ancdata = ancillary(block, 2)
+        ancdata = ancillary(block, 2) if room else []
         namelen = block.ints[NAMELEN]
         address = from_sockaddr(sock, fd, block, namelen) if namelen else None
         block.ints[NAMELEN] = NOT_ARRIVED
@@ -300,20 +328,29 @@ def recvmsg_into(
     if type(flags) is not int or flags >> 31:
         flags = c_int("flags", flags)
     block = ancdata = None
-    unreturned = guard(inside) if ancbufsize else None
+    rewind = False
+    unreturned = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
     try:
         try:
             block = into_pool.pop()
         except IndexError:
             block = incoming()
-        keep = scatter(block, buffers)
-        room = control_room(block, ancbufsize)
+        if type(buffers) is list and len(buffers) == 1 and type(buffers[0]) is bytearray:
+            block.iov.iov_base = keep = from_buffer(buffers[0])
+            block.sizes[IOV_LEN] = len(buffers[0])
+        else:
+            keep = scatter(block, buffers)
+            rewind = True
+        room = control_room(block, ancbufsize) if ancbufsize != 0 else 0
         got = receive(sock, fd, block, room, flags)
-        msg_flags = block.ints[FLAGS] & SHOWN
-        ancdata = ancillary(block, 2)
-        namelen = block.ints[NAMELEN]
+        ints = block.ints
+        msg_flags = ints[FLAGS] & SHOWN
+        ancdata = ancillary(block, 2) if room else []
+        namelen = ints[NAMELEN]
         address = from_sockaddr(sock, fd, block, namelen) if namelen else None
-        block.ints[NAMELEN] = NOT_ARRIVED
+        ints[NAMELEN] = NOT_ARRIVED
+        if rewind:
+            block.msg.msg_iov, block.msg.msg_iovlen = block.iov, 1
         into_pool.append(block)
         if unreturned is not None:
             unreturned.held = ancdata
