@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import _socket
+import fcntl
+import os
 import socket
+import struct
 
 from . import _sockaddr
 from ._backend import CONSTANTS
@@ -20,18 +23,28 @@ socket_family = _socket.socket.family.__get__
 SO_PROTOCOL = CONSTANTS.get("SO_PROTOCOL")
 
 
-class System:
-    """The Resolver of _sockaddr: what needs the system to be asked."""
+SIOCGIFNAME, SIOCGIFINDEX = 0x8910, 0x8933  # <linux/sockios.h>; netdevice(7)
+IFREQ = struct.Struct("16si20x")  # char ifr_name[IFNAMSIZ]; int ifr_ifindex; the rest of the union
 
-    @staticmethod
-    def host(name: bytes, family: int) -> bytes:
+
+class System:
+    """The Resolver of _sockaddr: what needs the system to be asked, on one socket."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def host(self, name: bytes, family: int) -> bytes:
         found = socket.getaddrinfo(name, None, family)
         host = str(found[0][4][0]).partition("%")[0]
         return socket.inet_pton(family, host)
 
-    @staticmethod
-    def if_nametoindex(name: bytes) -> int:
-        return socket.if_nametoindex(name)
+    def if_nametoindex(self, name: bytes) -> int:
+        request = fcntl.ioctl(self.fd, SIOCGIFINDEX, IFREQ.pack(name, 0))
+        return int(IFREQ.unpack(request)[1])
+
+    def if_indextoname(self, index: int) -> str:
+        request = fcntl.ioctl(self.fd, SIOCGIFNAME, IFREQ.pack(b"", index))
+        return os.fsdecode(IFREQ.unpack(request)[0].split(b"\0")[0])
 
 
 def family(sock: FileDescriptorLike, fd: int) -> int:
@@ -52,7 +65,7 @@ def protocol(sock: FileDescriptorLike, fd: int) -> int:
 
 def to_sockaddr(sock: FileDescriptorLike, fd: int, address: object) -> bytes:
     """A Python address as the struct sockaddr of the socket's family; raises what `socket` raises."""
-    return _sockaddr.encode(family(sock, fd), protocol(sock, fd), address, System)
+    return _sockaddr.encode(family(sock, fd), protocol(sock, fd), address, System(fd))
 
 
 def from_sockaddr(sock: FileDescriptorLike, fd: int, block: Block, length: int) -> object:
@@ -60,7 +73,7 @@ def from_sockaddr(sock: FileDescriptorLike, fd: int, block: Block, length: int) 
     raw = block.name[0:length]
     if raw[0:2] == _UNIX_FAMILY:  # needs no protocol
         return _sockaddr.decode(raw)
-    return _sockaddr.decode(raw, protocol(sock, fd), socket.if_indextoname)
+    return _sockaddr.decode(raw, protocol(sock, fd), System(fd).if_indextoname)
 
 
-_UNIX_FAMILY = _sockaddr.encode(AF_UNIX, 0, b"/", System)[0:2]
+_UNIX_FAMILY = _sockaddr.encode(AF_UNIX, 0, b"/", System(-1))[0:2]

@@ -49,7 +49,8 @@ def _abi() -> tuple[Any, Lib]:
     """The generated declarations, looked up in the C library that the interpreter runs on."""
     from ._abi import ffi
 
-    return ffi, ffi.dlopen(None)
+    lib: Any = ffi.dlopen(None)
+    return ffi, lib
 
 
 def _choose(asked: str | None) -> tuple[str, Any, Lib]:

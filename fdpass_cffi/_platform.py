@@ -63,7 +63,7 @@ _TABLES = {
 }  # fmt: skip
 # Linux machines that number socket options in their own way (arch/*/include/uapi/asm/socket.h). None: not known.
 _OLD_UNIX = {"SOL_SOCKET": 0xFFFF, "SO_TYPE": 0x1008, "SO_PROTOCOL": 0x1028, "SO_DOMAIN": 0x1029}
-_LINUX_MACHINES = {
+_LINUX_MACHINES: dict[str, dict[str, int | None]] = {
     "ppc": {"SO_PASSCRED": 20, "SO_PEERCRED": 21},
     "mips": {**_OLD_UNIX, "SO_PASSCRED": 17, "SO_PEERCRED": 18},
     "alpha": {**_OLD_UNIX, "SO_PASSCRED": 17, "SO_PEERCRED": 18},

@@ -33,7 +33,8 @@ LEN: int = ffi.sizeof(dict(ffi.typeof(MSGHDR).fields)["msg_controllen"].type)  #
 
 
 def _index(struct: str, field: str, size: int, base: int = 0) -> int:
-    return (base + ffi.offsetof(struct, field)) // size
+    offset: int = ffi.offsetof(struct, field)
+    return (base + offset) // size
 
 
 NAMELEN = _index(MSGHDR, "msg_namelen", 4)  # in ints
@@ -74,7 +75,7 @@ class Block:
         else:
             view = memoryview(ffi.buffer(memory)).cast("B")
             self.ints = view.cast("i")
-            self.sizes = view.cast("N" if WORD == 8 else "I")
+            self.sizes = view.cast("L")
             self.lens = self.sizes if LEN == WORD else self.ints
         self.reset()
 

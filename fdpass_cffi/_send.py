@@ -96,16 +96,21 @@ def each(name: str, given: Iterable[Any], what: str) -> list[Any]:
 
 
 def exported(data: Buffer, name: str, *, writable: bool = False) -> Any:
-    """A char[] over the memory of a bytes-like object, which stays locked as long as the char[] lives."""
-    try:
-        return ffi.from_buffer("char[]", data, require_writable=writable)
-    except TypeError:
-        kind = "read-write bytes-like" if writable else "bytes-like"
-        raise TypeError(f"{name}: a {kind} object is required, not '{type(data).__name__}'") from None
-    except (BufferError, ValueError) as error:
-        if isinstance(error, ValueError) and "contiguous" not in str(error):
-            raise
-        raise BufferError(f"{name}: {error}") from None
+    """A char[] over the memory of a bytes-like object, which stays locked as long as the char[] lives.
+
+    TypeError and BufferError (not contiguous) as `socket` raises them.
+    """
+    if type(data) is not bytes or writable:
+        try:
+            view = memoryview(data)
+        except TypeError:
+            view = None
+        if view is None or (writable and view.readonly):
+            kind = "read-write bytes-like" if writable else "bytes-like"
+            raise TypeError(f"{name}: a {kind} object is required, not '{type(data).__name__}'")
+        if not view.c_contiguous:  # PyPy's from_buffer takes it, and reads the wrong bytes
+            raise BufferError(f"{name}: the memoryview is not C-contiguous")
+    return ffi.from_buffer("char[]", data)
 
 
 def spread(block: Block, parts: Sequence[Any]) -> object:

@@ -33,12 +33,9 @@ IN, OUT = POLLIN, POLLOUT
 MSG_DONTWAIT = CONSTANTS["MSG_DONTWAIT"]
 SOL_SOCKET, SO_TYPE, SO_DOMAIN = CONSTANTS["SOL_SOCKET"], CONSTANTS["SO_TYPE"], CONSTANTS.get("SO_DOMAIN")
 
-if issubclass(socket.timeout, TimeoutError):
-    Timeout = socket.timeout
-else:  # Python 3.9: two classes, and callers catch either
-
-    class Timeout(socket.timeout, TimeoutError):  # type: ignore[no-redef]
-        """socket.timeout and TimeoutError at once, as from Python 3.10 on."""
+Timeout: type[OSError] = socket.timeout
+if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and callers catch either
+    Timeout = type("Timeout", (socket.timeout, TimeoutError), {"__doc__": "socket.timeout and TimeoutError at once."})
 
 
 def fileno(sock: FileDescriptorLike, call: str) -> int:

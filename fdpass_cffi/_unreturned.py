@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 
 CPYTHON = sys.implementation.name == "cpython"
 ALWAYS = CPYTHON and sys.version_info < (3, 11)
-if CPYTHON:
-    gettrace = sys.gettrace
-else:
-
-    def gettrace() -> None:
-        """No trace function counts where references are not counted."""
+# Where references are not counted, no trace function counts.
+gettrace: Callable[[], object] = sys.gettrace if CPYTHON else type(None)
 
 
 class Unreturned:

@@ -133,9 +133,9 @@ def send_fds(
         keep = None
     else:
         keep = gather(block, buffers)
+    raw: bytes | None = None
     if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
         block.ints[CMSG_DATA] = one
-        raw = None
     else:
         given = each("fds", fds, "descriptors")
         raw = pack_fds(given)
@@ -153,7 +153,7 @@ def send_fds(
         try:
             sent = transmit_again(sock, fd, block, flags)
         except OSError as error:
-            raise explain(error, fd, pack_fds(fds) if raw is None else raw) from None
+            raise explain(error, fd, pack_fds(each("fds", fds, "")) if raw is None else raw) from None
     if keep is not None:
         block.reset()
     elif raw is not None:
@@ -235,7 +235,8 @@ def recv_fds(
         flags = c_int("flags", flags)
     if type(maxfds) is not int or maxfds < 0:
         maxfds = most_fds(maxfds)
-    block = fds = None
+    block = None
+    fds: list[int] | None = None
     unreturned = Unreturned(list) if ALWAYS or gettrace() is not None else None
     try:
         try:

@@ -1,0 +1,336 @@
+"""OwnedFd: one open descriptor, closed exactly once.
+
+Law: at every bytecode boundary, where a signal handler's exception or another thread may come in, each
+descriptor has exactly one owner. So every step that makes, moves or closes one is a single call of a C
+function: an OwnedFd keeps its integer in a list, its cell, and whoever pops it from there has it, since
+list.pop gives it to one caller only (on CPython with or without its GIL, and on PyPy). map() composes such
+calls without bytecode between them, and list.extend, next() and deque.extend run them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+import warnings
+from collections import deque
+from functools import partial
+from itertools import chain, repeat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO, Any, Callable, Iterable, Iterator, NoReturn
+
+INT_MAX = 2**31 - 1
+KINDS = {
+    stat.S_IFSOCK: "socket",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFLNK: "symbolic link",
+}
+PYPY = sys.implementation.name == "pypy"
+
+_new = object.__new__
+_pop: Callable[[list[int]], int] = list.pop
+_close = os.close
+_run = deque[object](maxlen=0).extend  # runs an iterator to its end and keeps nothing
+
+
+class OwnedFd:
+    """One open descriptor, which this object owns: it is closed once, by close(), `with`, or the last resort, __del__.
+
+    OwnedFd(fd) takes over the int `fd`, which nobody else may close from then on. It does not ask the system
+    whether `fd` is open. Errors: TypeError if `fd` is no int (a bool is none), ValueError if it is negative,
+    OverflowError if it does not fit a C int; the descriptor then stays the caller's.
+
+    >>> import os
+    >>> reading, writing = os.pipe()
+    >>> with OwnedFd(reading) as r, OwnedFd(writing) as w:
+    ...     os.write(w.fileno(), b"hello")
+    ...     os.read(r.fileno(), 100)
+    5
+    b'hello'
+    >>> r, r.closed
+    (<OwnedFd closed>, True)
+
+    It compares and hashes by identity, and is neither copied nor pickled; dup() makes a second descriptor.
+    """
+
+    __slots__ = ("__weakref__", "_cell", "_closed")
+    _cell: list[int]  # the integer, or nothing once it was closed or taken
+    _closed: bool  # set by close(), to tell the two apart
+
+    def __init__(self, fd: int) -> None:
+        if type(fd) is not int or not 0 <= fd <= INT_MAX:
+            fd = _checked(fd)
+        self._cell = [fd]  # until here __del__ finds no cell, and the descriptor is the caller's
+
+    def fileno(self) -> int:
+        """The descriptor, which stays owned: borrow it, do not close it. ValueError once it was closed or taken."""
+        try:
+            return self._cell[0]
+        except IndexError:
+            self._refuse()
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is nothing left to close: it was closed, or taken.
+
+        >>> owned = OwnedFd(os.dup(0))
+        >>> owned.closed
+        False
+        >>> os.close(owned.detach())
+        >>> owned, owned.closed
+        (<OwnedFd taken>, True)
+        """
+        return not self._cell
+
+    def close(self) -> None:
+        """close(2). Nothing happens if it was closed or taken before, or is being so by another thread.
+
+        An OSError of close(2) is raised, and the descriptor is gone all the same (Linux frees it first).
+        """
+        cell = self._cell
+        if cell:
+            self._closed = True
+            try:
+                next(map(_close, map(_pop, (cell,))))
+            except IndexError:
+                pass  # another thread was first
+
+    @property
+    def detach(self) -> Callable[[], int]:
+        """detach(): the descriptor, which the caller owns from now on. ValueError if it was closed or taken before.
+
+        >>> owned = OwnedFd(os.dup(0))
+        >>> os.close(owned.detach())
+        >>> owned.detach()
+        Traceback (most recent call last):
+        ...
+        ValueError: the descriptor of this OwnedFd was taken
+
+        It is a property whose value is a C function, since a Python function would lose the int to an
+        exception at its `return`. Like any int, it has no owner until the caller has stored it.
+        """
+        return partial(next, chain(map(_pop, filter(None, (self._cell,))), iter(self._refuse, None)))
+
+    def dup(self) -> OwnedFd:
+        """A second descriptor of the same open file, close-on-exec, by dup(2); its OSError is raised.
+
+        >>> with OwnedFd(os.dup(0)) as one, one.dup() as two:
+        ...     os.path.sameopenfile(one.fileno(), two.fileno()), os.get_inheritable(two.fileno())
+        (True, False)
+        """
+        return _owner_of(map(os.dup, (self.fileno(),)))
+
+    def to_file(
+        self,
+        mode: str = "rb",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
+        """A file object that owns the descriptor from now on; the arguments are those of open().
+
+        If open() refuses (ValueError, LookupError for an encoding, OSError EISDIR for a directory), the
+        descriptor is still owned here. ValueError also if it was closed or taken before. As with
+        open(fd), "w" does not truncate, and "x" creates nothing.
+
+        >>> reading, writing = os.pipe()
+        >>> with OwnedFd(writing).to_file("w", encoding="utf-8") as file:
+        ...     file.write("gr\\u00fc\\u00dfe")
+        5
+        >>> with OwnedFd(reading).to_file("r", encoding="utf-8") as file:
+        ...     file.read() == "gr\\u00fc\\u00dfe"
+        True
+        """
+        # open() closes the descriptor in some of its failures and not in others. So it gets to fail without
+        # owning, and what can hardly fail after it makes the lowest layer an owner.
+        file: IO[Any] = open(self.fileno(), mode, buffering, encoding, errors, newline, closefd=False)
+        raw: Any = getattr(file, "buffer", file)
+        raw = getattr(raw, "raw", raw)
+        self._give(lambda cell: map(raw.__init__, cell, (raw.mode,)))
+        return file
+
+    def to_socket(self) -> socket.socket:
+        """A socket that owns the descriptor from now on, its family, type and protocol asked of the system.
+
+        Its timeout is socket.getdefaulttimeout(); only if there is one, O_NONBLOCK is set, which all who
+        share the open socket see. If it is no socket (OSError ENOTSOCK), the descriptor is still owned
+        here. ValueError if it was closed or taken before. See socket(7), SO_DOMAIN, SO_TYPE, SO_PROTOCOL.
+
+        >>> import socket
+        >>> one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        >>> with one, OwnedFd(two.detach()).to_socket() as sock:
+        ...     (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_DGRAM)
+        True
+        """
+        fd = self.fileno()
+        sock = socket.socket.__new__(socket.socket)
+        for name, value in (("_io_refs", 0), ("_closed", False)):  # all that socket.__init__ does in Python,
+            setattr(sock, name, value)  # where an exception could leave the descriptor with two owners
+        init: Any = super(socket.socket, sock).__init__
+        # PyPy's clears O_NONBLOCK
+        restore = PYPY and socket.getdefaulttimeout() is None and not os.get_blocking(fd)
+        self._give(
+            lambda cell: chain(
+                map(init, (-1,), (-1,), (-1,), cell),
+                map(os.set_blocking, cell if restore else (), (False,)),
+            )
+        )
+        return sock
+
+    def _give(self, steps: Callable[[list[int]], Iterator[object]]) -> None:
+        """Run `steps` on the descriptor, which make a C object its owner, and give it up if all went well."""
+        cell = self._cell
+        if not cell:
+            self._refuse()
+        mine = _owner_of(map(_pop, filter(None, (cell,))))  # now no other thread can close it in between
+        try:
+            _run(chain(steps(mine._cell), map(_pop, (mine._cell,))))
+        except BaseException:
+            cell.extend(map(_pop, filter(None, (mine._cell,))))
+            raise
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError(f"the descriptor of this OwnedFd was {self._state()}")
+
+    def _state(self) -> str:
+        return "closed" if getattr(self, "_closed", False) else "taken"
+
+    def __enter__(self) -> OwnedFd:
+        self.fileno()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        """Close what was not closed, with a ResourceWarning.
+
+        The interpreter drops what a signal handler raises in here. Raised at the very first bytecode, before
+        the `try`, it leaves the descriptor open: no Python function can close that window.
+        """
+        try:
+            if self._cell:
+                _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+                self.close()
+        except AttributeError:
+            pass  # __init__ refused the integer
+        except BaseException:  # of a warning, if these are errors, or of a signal handler
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        """What is held: `<OwnedFd 5 pipe:[4711]>`, `<OwnedFd 7 file '/etc/hosts'>`; `<OwnedFd closed>`."""
+        for fd in self._cell:
+            return f"<OwnedFd {fd} {_description(fd)}>"
+        return f"<OwnedFd {self._state()}>"
+
+    def _no_copy(self, *args: object) -> NoReturn:
+        raise TypeError("an OwnedFd cannot be copied or pickled: it alone owns its descriptor; dup() makes a second one")
+
+    __copy__ = __deepcopy__ = __reduce_ex__ = _no_copy  # type: ignore[assignment]
+
+
+def adopt(fds: list[int]) -> list[OwnedFd]:
+    """An OwnedFd for each integer of the list `fds`, in order; `fds` is empty afterwards.
+
+    Law: at every bytecode boundary, either `fds` still has all of them, and they are the caller's to close, or
+    it has none, and they have their OwnedFds, which an exception closes.
+
+    >>> fds = [os.dup(0), os.dup(0)]
+    >>> owned = adopt(fds)
+    >>> fds, len(owned)
+    ([], 2)
+    >>> close_owned(owned)
+    """
+    if len(fds) == 1:  # by far the most frequent, and half the price this way
+        return [_owner_of(map(_pop, (fds,)))]
+    cells = [[fd] for fd in fds]
+    owners = list(map(_new, repeat(OwnedFd, len(cells))))
+    try:
+        _run(chain(map(_set_cell, owners, cells), map(_clear, (fds,))))
+        return owners
+    except BaseException:
+        if not fds:
+            close_owned(owners)
+        raise
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close every descriptor of the iterable `fds`, and raise nothing if one cannot be closed or is negative.
+
+    >>> fds = list(os.pipe())
+    >>> close_all([-1, *fds, 2**31 - 2])
+    """
+    # closerange(2) reports no error, so that the loop never comes back to bytecode. But below zero it would
+    # begin at zero, and close everything.
+    valid = list(filter((-1).__lt__, fds))
+    _run(map(os.closerange, valid, map((1).__add__, valid)))
+
+
+def close_owned(owners: Iterable[OwnedFd]) -> None:
+    """close() of many at once, and raise nothing if one cannot be closed.
+
+    >>> pair = adopt(list(os.pipe()))
+    >>> close_owned(pair)
+    >>> pair
+    [<OwnedFd closed>, <OwnedFd closed>]
+    """
+    cells = []
+    for owner in owners:
+        if owner._cell:
+            owner._closed = True
+            cells.append(owner._cell)
+    closing = map(_close, map(_pop, filter(None, cells)))
+    while True:
+        try:
+            return _run(closing)
+        except OSError:
+            continue  # with the next
+
+
+def _owner_of(source: Iterator[int]) -> OwnedFd:
+    """The owner of the one integer that `source` makes, or moves from somewhere else: it has it as soon as it is made."""
+    owner = _new(OwnedFd)
+    owner._cell = cell = []
+    cell.extend(source)
+    return owner
+
+
+def _checked(fd: object) -> int:
+    """`fd` as a plain int, or the error of one that cannot be a descriptor."""
+    if not isinstance(fd, int) or isinstance(fd, bool):
+        raise TypeError(f"fd must be an int, not {type(fd).__name__}")
+    if fd < 0:
+        raise ValueError(f"fd must not be negative: {fd}")
+    if fd > INT_MAX:
+        raise OverflowError(f"fd must fit a C int: {fd}")
+    return int(fd)
+
+
+def _description(fd: int) -> str:
+    """What `fd` refers to: proc(5) knows names, fstat(2) the kind at least."""
+    try:
+        kind = KINDS.get(stat.S_IFMT(os.fstat(fd).st_mode), "anonymous inode")
+    except OSError as error:
+        return f"({error.strerror})"
+    try:
+        link = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return kind
+    if link.startswith("/memfd:"):
+        return f"memfd {link[len('/memfd:') : -len(' (deleted)')]!r}"
+    if link.startswith("anon_inode:"):  # anon_inode:[eventfd], anon_inode:inotify
+        return link[len("anon_inode:") :].strip("[]")
+    return f"{kind} {link!r}" if link.startswith("/") else link
+
+
+_set_cell: Any = vars(OwnedFd)["_cell"].__set__
+_clear: Callable[[list[int]], None] = list.clear
