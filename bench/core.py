@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from time import perf_counter_ns
 from typing import Any
 
-from .harness import IS_PYPY, TRIES, Case, Fact, Run, targets
+from .harness import IS_PYPY, Case, Fact, Run, targets
 from .loading import BACKENDS, NAME, package_folder, take
 
 BIG = 64 * 1024
@@ -130,26 +130,18 @@ def big_read_facts(backend: str) -> list[Fact]:
 IMPORT = """
 import os, sys, time
 sys.path.append({folder!r})
-def switches():
-    try:
-        with open("/proc/self/status", "rb") as status:
-            return status.read().rpartition(b":")[2]
-    except OSError:
-        return b"unknown"
-before, switched = set(sys.modules), switches()
-start = time.perf_counter_ns()
+before = set(sys.modules)
+start = time.process_time_ns()
 import {module}
-took = time.perf_counter_ns() - start
-disturbed = switches() != switched
+took = time.process_time_ns() - start
 {then}
 """
 
 
 def run_importer(contender: str, then: str) -> str:
-    """What a fresh isolated interpreter printed that timed one import: how long it `took`, and if it was `disturbed`.
+    """What a fresh isolated interpreter printed, after one import that took `took` nanoseconds of CPU time.
 
-    The last line of proc_pid_status(5) counts how often the CPU was given to someone else; module resource
-    would tell too, but on PyPy it brings in cffi.
+    CPU time, since an import is long enough that on a busy machine other processes run in the middle of each.
     """
     module, env = contender, dict(os.environ)
     if contender in BACKENDS:
@@ -159,16 +151,6 @@ def run_importer(contender: str, then: str) -> str:
     return subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode().strip()
 
 
-def undisturbed_import(contender: str) -> int:
-    """Nanoseconds of one import during which nobody else had the CPU, or of the last of some tries."""
-    took = 0
-    for _ in range(TRIES):
-        took, disturbed = map(int, run_importer(contender, "print(took, int(disturbed))").split())
-        if not disturbed:
-            break
-    return took
-
-
 def importing(stack: ExitStack, contender: str) -> Run:
     """The import statement in a fresh interpreter, bytecode cached; what it imports in turn is in it."""
     if contender in BACKENDS:
@@ -176,7 +158,7 @@ def importing(stack: ExitStack, contender: str) -> Run:
     run_importer(contender, "")  # writes the bytecode, which the measured imports then find
 
     def run(n: int) -> int:
-        return sum(undisturbed_import(contender) for _ in range(n))
+        return sum(int(run_importer(contender, "print(took)")) for _ in range(n))
 
     return run
 
@@ -229,7 +211,7 @@ CASES = (
     ),
     Case(
         "import",
-        f"import {NAME} beside import socket, each in a fresh interpreter",
+        f"import {NAME} beside import socket, each in a fresh interpreter; CPU time",
         "socket",
         importing,
         {"cpython-abi": 1.5, "pypy-abi": 1.5},
@@ -237,6 +219,7 @@ CASES = (
         rounds=41,
         warm_seconds=0.0,
         processes=1,
+        elsewhere=True,
         facts=importing_facts,
     ),
 )

@@ -47,6 +47,7 @@ class Case(NamedTuple):
     rounds: int | None = None
     warm_seconds: float | None = None
     processes: int | None = None
+    elsewhere: bool = False  # processes of its own do the work, so that it does not matter what disturbs this one
     facts: Callable[[str], list[Fact]] | None = None  # (backend) -> things to hold besides speed
 
 
@@ -134,11 +135,17 @@ def find_batch(run: Run) -> int:
         loops *= 2
 
 
+def as_it_comes(run: Run, loops: int) -> tuple[int, bool]:
+    """Nanoseconds of one batch."""
+    return run(loops), False
+
+
 def undisturbed(run: Run, loops: int) -> tuple[int, bool]:
     """Nanoseconds of one batch, and whether the kernel gave the CPU to someone else during it.
 
     Such a batch is run again, a few times: what the neighbours cost is not what is measured.
     """
+    took = 0
     for _ in range(TRIES):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         took = run(loops)
@@ -147,7 +154,9 @@ def undisturbed(run: Run, loops: int) -> tuple[int, bool]:
     return took, True
 
 
-def alternate(runs: dict[str, Run], loops: int, rounds: int) -> tuple[dict[str, list[int]], int]:
+def alternate(
+    runs: dict[str, Run], loops: int, rounds: int, timed: Callable[[Run, int], tuple[int, bool]]
+) -> tuple[dict[str, list[int]], int]:
     """Nanoseconds of each batch, and how many were disturbed every time.
 
     The order is drawn by lot in one round and turned around in the next.
@@ -161,7 +170,7 @@ def alternate(runs: dict[str, Run], loops: int, rounds: int) -> tuple[dict[str, 
         else:
             random.shuffle(order)
         for name in order:
-            took, was_disturbed = undisturbed(runs[name], loops)
+            took, was_disturbed = timed(runs[name], loops)
             samples[name].append(took)
             disturbed += was_disturbed
     return samples, disturbed
@@ -177,7 +186,8 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
         warm_up(runs, warm, case.batch)
         loops = case.batch or find_batch(runs[case.reference])
         before = settle()
-        samples, disturbed = alternate(runs, loops, case.rounds or settings.rounds)
+        timed = as_it_comes if case.elsewhere else undisturbed
+        samples, disturbed = alternate(runs, loops, case.rounds or settings.rounds, timed)
         if settle() > before:
             raise RuntimeError(f"{case.name}: a contender left descriptors open")
         facts = [fact for name in runs if name in BACKENDS and case.facts for fact in case.facts(name)]
