@@ -435,7 +435,7 @@ def _ll_address(body: bytes, proto: int, ifname: Callable[[int], str] | None) ->
     protocol, ifindex, hatype, pkttype, halen, _ = _LL.unpack_from(body)
     name = _interface(ifindex, ifname)
     # The kernel writes more than the struct's 8 bytes where the hardware's addresses are longer.
-    return name, int.from_bytes(protocol, "big"), pkttype, hatype, body[10 : 10 + halen].ljust(halen, b"\0")
+    return name, int.from_bytes(protocol, "big"), pkttype, hatype, body[10 : 10 + halen]
 
 
 def _can(address: object, proto: int, resolve: Resolver, caller: str) -> bytes:
