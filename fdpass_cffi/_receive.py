@@ -16,6 +16,10 @@ from ._arguments import buffer_size, control_size
 from ._backend import CONSTANTS, LAYOUT, ffi, lib
 from ._close import close_all, close_tail
 from ._scratch import (
+    CMSG_DATA,
+    CMSG_LEN,
+    CMSG_LEVEL,
+    CMSG_TYPE,
     CONTROL,
     CONTROL_ROOM,
     CONTROLLEN,
@@ -27,6 +31,7 @@ from ._scratch import (
     SCM_RIGHTS,
     SOL_SOCKET,
     Block,
+    ints_at,
 )
 from ._sock import IN, failed, take_errno
 
@@ -96,6 +101,30 @@ def control_room(block: Block, ancbufsize: Any) -> int:
         block.extra = _allocate("char[]", size)
         block.msg.msg_control = block.extra
     return size
+
+
+def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int) -> bytes:
+    """One receive of at most `bufsize` bytes; the rest of what came is in the block."""
+    if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
+        block.sizes[IOV_LEN] = bufsize
+        got = receive(sock, fd, block, room, flags)
+        return block.data[0 : got if got <= bufsize else bufsize]  # type: ignore[no-any-return]
+    memory = data_room(block, bufsize)
+    return received_data(block, memory, receive(sock, fd, block, room, flags))
+
+
+def only_item(block: Block) -> list[int] | None:
+    """The descriptors, if one whole SCM_RIGHTS item is all that came (by far the most frequent), else None."""
+    ints, length = block.ints, block.lens[CMSG_LEN]
+    if (
+        ints[CMSG_TYPE] == SCM_RIGHTS
+        and ints[CMSG_LEVEL] == SOL_SOCKET
+        and 0 <= block.lens[CONTROLLEN] - length < LAYOUT.align
+        and MSG_CMSG_CLOEXEC
+    ):
+        count = (length - LAYOUT.data) >> 2
+        return [ints[CMSG_DATA]] if count == 1 else ints_at(block, CMSG_DATA, count)
+    return None
 
 
 def items(block: Block) -> tuple[list[tuple[int, int, bytes]], bool]:

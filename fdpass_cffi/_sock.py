@@ -119,7 +119,7 @@ def wait(fd: int, events: int, deadline: float) -> None:
     pollfd = ffi.new("struct pollfd *", (fd, events, 0))
     while True:
         left = deadline - monotonic()
-        ready = lib.poll(pollfd, 1, min(ceil(left * 1000), INT_MAX) if left > 0 else 0)
+        ready = lib.poll(pollfd, 1, ceil(min(left * 1000, INT_MAX)) if left > 0 else 0)
         if ready > 0:
             return
         if ready < 0:

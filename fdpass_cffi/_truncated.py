@@ -1,0 +1,66 @@
+"""Why control data was lost on receipt, as far as it can be known."""
+
+from __future__ import annotations
+
+import os
+import resource
+from errno import EMFILE, ENFILE
+
+from ._backend import CONSTANTS
+from .errors import TruncatedError
+
+MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
+COUNTED = 1 << 16  # beyond this many possible descriptors they are not counted one by one
+
+
+def truncated(msg_flags: int, data: bytes, count: int, maxfds: int, room_left: int) -> TruncatedError:
+    """The error for a message with `count` descriptors that are still open, of which `maxfds` were asked for."""
+    if count > maxfds:
+        why = f"the sender sent {count} descriptors or more, and maxfds is {maxfds}"
+        return TruncatedError("maxfds", why, data=data, received=count, maxfds=maxfds)
+    if not msg_flags & MSG_CTRUNC:
+        why = "the datagram is longer than bufsize, and its end is lost"
+        return TruncatedError("data", why, data=data, received=count, maxfds=maxfds)
+    reason, why, limit, opened = _control_lost(room_left)
+    why = f"descriptors or other control data were lost: {why}"
+    return TruncatedError(reason, why, data=data, received=count, maxfds=maxfds, limit=limit, open=opened)
+
+
+def _control_lost(room_left: int) -> tuple[str, str, int | None, int | None]:
+    full = _table_full()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if full == EMFILE:
+        opened = open_descriptors(limit)
+        count = "" if opened is None else f", {opened} are open"
+        return "table-full", f"this process may have no more of them (RLIMIT_NOFILE is {limit}{count})", limit, opened
+    if full == ENFILE:
+        return "system-table-full", "the system's table of open files is full", limit, None
+    if room_left < 64:
+        return "control-buffer", "the buffer for control data was too small", None, None
+    return "unknown", "the kernel does not say why (a security policy, or a table that was full just then)", limit, None
+
+
+def _table_full() -> int:
+    """EMFILE or ENFILE if no descriptor can be had now, while those that came are still open; else 0."""
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def open_descriptors(limit: int) -> int | None:
+    """How many descriptors this process has open; None if it cannot be counted without one."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1
+    except OSError:
+        pass
+    return sum(map(_is_open, range(limit))) if 0 <= limit <= COUNTED else None
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.get_inheritable(fd)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,172 @@
+"""Message: what one receive brought, owned; and recv_message, which raises rather than lose anything.
+
+Law: every descriptor that the kernel installed has an owner at each step: the Block's memory, then the
+list `fds`, then the OwnedFds; `recv_message` closes them in whichever it finds them if it is left by an exception.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import namedtuple
+
+from ._address import from_sockaddr
+from ._arguments import c_int, most_fds
+from ._backend import CONSTANTS
+from ._receive import MSG_CMSG_CLOEXEC, abandon, ancillary, bring, carried, only_item
+from ._scratch import CONTROL_ROOM, CONTROLLEN, FLAGS, NAMELEN, NOT_ARRIVED, SOL_SOCKET, incoming, incoming_pool
+from ._sock import Socket, fileno
+from ._truncated import truncated
+from .fd import OwnedFd, adopt, close_owned
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NamedTuple, SupportsIndex
+
+    from ._sock import FileDescriptorLike
+
+    class Credentials(NamedTuple):
+        """A process as its kernel vouches for it: pid, uid, gid; struct ucred of unix(7)."""
+
+        pid: int
+        uid: int
+        gid: int
+else:
+    Credentials = namedtuple("Credentials", "pid uid gid")
+    Credentials.__doc__ = "A process as its kernel vouches for it: pid, uid, gid; struct ucred of unix(7)."
+
+UCRED = struct.Struct("iII")  # pid_t, uid_t, gid_t
+SCM_CREDENTIALS = CONSTANTS.get("SCM_CREDENTIALS")
+SCM_SECURITY = CONSTANTS.get("SCM_SECURITY")
+SCM_RIGHTS, SCM_PIDFD = CONSTANTS["SCM_RIGHTS"], CONSTANTS.get("SCM_PIDFD")
+MSG_TRUNC, MSG_CTRUNC, MSG_PEEK = (CONSTANTS[name] for name in ("MSG_TRUNC", "MSG_CTRUNC", "MSG_PEEK"))
+LOST = MSG_TRUNC | MSG_CTRUNC
+SHOWN = ~MSG_CMSG_CLOEXEC
+
+
+class Message:
+    """What one receive brought: a context manager that closes the descriptors that were not taken.
+
+    `data`: bytes. `fds`: list of OwnedFd; take one with `.fds.pop()`, `.fds[0].detach()`, `.to_file()`...
+    `address`: of the sender, as `socket` gives it. `flags`: msg_flags of recvmsg(2).
+    `credentials`: Credentials, if pass_credentials is on. `pidfd`: an OwnedFd of the sender's process, if pass_pidfd
+    is on. `security`: the sender's security label, bytes, if SO_PASSSEC is on. `ancdata`: any other control
+    messages, (cmsg_level, cmsg_type, bytes) each.
+    """
+
+    __slots__ = ("address", "ancdata", "credentials", "data", "fds", "flags", "pidfd", "security")
+
+    def __init__(self, data: bytes, fds: list[OwnedFd], flags: int = 0, address: Any = None) -> None:
+        self.data = data
+        self.fds = fds
+        self.flags = flags
+        self.address = address
+        self.credentials: Credentials | None = None
+        self.pidfd: OwnedFd | None = None
+        self.security: bytes | None = None
+        self.ancdata: list[tuple[int, int, bytes]] = []
+
+    def close(self) -> None:
+        """Close every descriptor that is still owned here."""
+        close_owned(self.fds)
+        if self.pidfd is not None:
+            self.pidfd.close()
+
+    def __enter__(self) -> Message:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self.data)} bytes", f"fds={self.fds!r}"]
+        parts += [
+            f"{name}={value!r}"
+            for name in ("address", "credentials", "pidfd", "security", "ancdata")
+            if (value := getattr(self, name))
+        ]
+        return f"<Message {' '.join(parts)}>"
+
+
+def recv_message(
+    sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: SupportsIndex, flags: int = 0
+) -> Message:
+    """Receive at most `bufsize` bytes and `maxfds` descriptors, owned and close-on-exec, in one recvmsg(2).
+
+    On a stream, `data` is b"" and `fds` empty at the end of it. Nothing is lost in silence: TruncatedError if the
+    sender sent more descriptors, this process can have no more, or a datagram was longer (unless MSG_PEEK or
+    MSG_TRUNC is in `flags`); everything that came is then closed. Other errors as `recv_fds`.
+
+    >>> import os, socket
+    >>> a, b = socket.socketpair()
+    >>> with open(os.devnull) as file:
+    ...     sendall_fds(a, b"take this", [file])
+    >>> with recv_message(b, 100, 1) as message:
+    ...     message.data, message.fds[0]  # doctest: +ELLIPSIS
+    (b'take this', <OwnedFd ... '/dev/null'>)
+    >>> message.fds[0].closed
+    True
+    >>> a.close(); b.close()
+    """
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
+    if type(flags) is not int or flags >> 31:
+        flags = c_int("flags", flags)
+    if type(maxfds) is not int or maxfds < 0:
+        maxfds = most_fds(maxfds)
+    block = None
+    fds: list[int] | None = None
+    owned: list[OwnedFd] = []
+    try:
+        try:
+            block = incoming_pool.pop()
+        except IndexError:
+            block = incoming()
+        data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
+        ints = block.ints
+        msg_flags = ints[FLAGS] & SHOWN
+        pidfds = other = None
+        used = block.lens[CONTROLLEN]
+        if not used:
+            fds = []
+        else:
+            fds = only_item(block)
+            if fds is None:
+                other = ancillary(block, 2)
+                rights, pidfds = carried(other)
+                fds = rights + pidfds
+        namelen = ints[NAMELEN]
+        address = from_sockaddr(sock, fd, block, namelen) if namelen else None
+        ints[NAMELEN] = NOT_ARRIVED
+        incoming_pool.append(block)
+        count = len(fds) - len(pidfds) if pidfds else len(fds)
+        if count > maxfds or (msg_flags & LOST and lost(msg_flags, flags)):
+            raise truncated(msg_flags, data, count, maxfds, CONTROL_ROOM - used)
+        owned = adopt(fds) if fds else []
+        message = Message(data, owned, msg_flags, address)
+        if other is not None:
+            put_other(message, other, len(pidfds or ()))
+        return message
+    except BaseException:
+        abandon(block, fds)
+        close_owned(owned)
+        raise
+
+
+def lost(msg_flags: int, flags: int) -> int:
+    """Whether something is gone for good: a peeked datagram is not, and with MSG_TRUNC the caller asked for it."""
+    return msg_flags & MSG_CTRUNC or (msg_flags & MSG_TRUNC and not flags & (MSG_PEEK | MSG_TRUNC))
+
+
+def put_other(message: Message, ancdata: list[tuple[int, int, bytes]], pidfds: int) -> None:
+    """The control messages that are not descriptors, into their fields; the last `pidfds` of `fds` are pidfds."""
+    for extra in range(pidfds):
+        if extra:
+            message.fds.pop().close()
+        else:
+            message.pidfd = message.fds.pop()
+    for level, kind, data in ancdata:
+        if level != SOL_SOCKET or kind not in (SCM_RIGHTS, SCM_PIDFD, SCM_CREDENTIALS, SCM_SECURITY):
+            message.ancdata.append((level, kind, data))
+        elif kind == SCM_CREDENTIALS and len(data) >= UCRED.size:
+            message.credentials = Credentials(*UCRED.unpack_from(data))
+        elif kind == SCM_SECURITY:
+            message.security = data

@@ -1,0 +1,210 @@
+"""sendall_fds: all bytes and any number of descriptors, each exactly once, or an error that says how far it came."""
+
+from __future__ import annotations
+
+import os
+import sys
+from errno import EAGAIN, EINTR, ENOMEM, ETIMEDOUT, ETOOMANYREFS, EWOULDBLOCK
+from time import monotonic, sleep
+
+from ._address import AF_UNIX, family
+from ._arguments import c_int
+from ._backend import LAYOUT
+from ._scratch import SCM_RIGHTS, SOL_SOCKET, Block, outgoing, outgoing_pool
+from ._send import (
+    MSG_NOSIGNAL,
+    SCM_MAX_FD,
+    SOCK_STREAM,
+    each,
+    explain,
+    exported,
+    lib_sendmsg,
+    pack_fds,
+    put_address,
+    put_control,
+    spread,
+)
+from ._sock import MSG_DONTWAIT, OUT, SO_TYPE, Socket, Timeout, fileno, getsockopt, os_error, take_errno, wait
+from .message import SCM_CREDENTIALS, UCRED, Credentials
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from ._send import Buffer
+    from ._sock import FileDescriptorLike
+
+INT = 4  # bytes
+FOREVER = float("inf")
+_taken_at_once = SCM_MAX_FD  # descriptors; musl's sendmsg turned out to take fewer, wherever this is less
+
+
+def sendall_fds(
+    sock: FileDescriptorLike,
+    data: Buffer,
+    fds: Iterable[FileDescriptorLike],
+    flags: int = 0,
+    address: object = None,
+    *,
+    credentials: Credentials | tuple[int, int, int] | None = None,
+) -> None:
+    """Send all of `data`, bytes-like, and any number of descriptors with the first of its bytes; each goes out once.
+
+    More than 253 descriptors go in as many messages, each with at least one byte of `data`; the descriptors stay
+    the caller's. `credentials`, (pid, uid, gid), goes with each message (SCM_CREDENTIALS, unix(7); one's own, unless
+    privileged). A short write is finished, also on a non-blocking socket, and so is a send that must wait for
+    the receiver, because too many descriptors of this user are in flight (ETOOMANYREFS).
+
+    ValueError, before anything is sent, for descriptors over a socket that is not AF_UNIX and for too few bytes. An
+    OSError (BlockingIOError if the socket is non-blocking and took nothing, TimeoutError past its timeout, one
+    deadline for the whole call) has `bytes_sent` and `fds_sent`, what the kernel had accepted until then.
+
+    >>> import os, socket
+    >>> a, b = socket.socketpair()
+    >>> sendall_fds(a, b"some bytes", [0] * 300)
+    >>> with recv_message(b, 100, 253) as first, recv_message(b, 100, 253) as rest:
+    ...     first.data, len(first.fds), rest.data, len(rest.fds)
+    (b's', 253, b'ome bytes', 47)
+    >>> a.close(); b.close()
+    """
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
+    given = each("fds", fds, "descriptors")
+    raw, part = pack_fds(given), exported(data, "data")
+    sending = Sending(sock, fd, part, raw, c_int("flags", flags), address, packed_credentials(credentials))
+    sending.check()
+    sys.audit("socket.sendmsg", sock, address)
+    try:
+        sending.run()
+    except BaseException as error:
+        error.bytes_sent, error.fds_sent = sending.sent, sending.passed // INT  # type: ignore[attr-defined]
+        raise
+
+
+def packed_credentials(credentials: tuple[int, int, int] | None) -> list[tuple[int, int, bytes]]:
+    """The SCM_CREDENTIALS item for (pid, uid, gid), or no item."""
+    if credentials is None:
+        return []
+    if SCM_CREDENTIALS is None:
+        raise ValueError("credentials cannot be sent on this platform: it has no SCM_CREDENTIALS")
+    try:
+        pid, uid, gid = credentials
+    except (TypeError, ValueError):
+        raise TypeError(f"credentials must be (pid, uid, gid), not {credentials!r}") from None
+    checked = [c_int("credentials: pid", pid), _id("uid", uid), _id("gid", gid)]
+    return [(SOL_SOCKET, SCM_CREDENTIALS, UCRED.pack(*checked))]
+
+
+def _id(name: str, value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value <= 0xFFFFFFFF:
+        raise ValueError(f"credentials: {name} must be an int from 0 to 2**32 - 1, not {value!r}")
+    return value
+
+
+class Sending:
+    """One sendall_fds under way: what has gone, what is left, and until when it may take."""
+
+    def __init__(
+        self, sock: FileDescriptorLike, fd: int, part: Any, raw: bytes, flags: int, address: object, extra: Any
+    ) -> None:
+        self.sock, self.fd, self.flags, self.address, self.extra = sock, fd, flags, address, extra
+        self.part, self.raw = part, raw
+        self.sent = 0  # bytes of `part`
+        self.passed = 0  # bytes of `raw`, INT for each descriptor
+        self.at_once = _taken_at_once
+        self.deadline: float | None = None
+
+    def check(self) -> None:
+        """ValueError if what is left cannot be sent whole."""
+        count, size = (len(self.raw) - self.passed) // INT, len(self.part) - self.sent
+        if not count:
+            return
+        if family(self.sock, self.fd) != AF_UNIX:
+            raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
+        messages = -(-count // self.at_once)
+        least = messages if messages > 1 else self.is_stream()
+        if size < least:
+            raise ValueError(f"data: {count} descriptors take at least {least} bytes of it, not {size}")
+
+    def is_stream(self) -> bool:
+        return getsockopt(self.fd, SO_TYPE) == SOCK_STREAM
+
+    def run(self) -> None:
+        """Send message after message until all has gone."""
+        while True:
+            step = self.at_once * INT
+            rights = self.raw[self.passed : self.passed + step]
+            last = self.passed + step >= len(self.raw)
+            size = len(self.part) - self.sent if last else 1
+            sent = self.message(self.sent, size, rights)
+            if sent is None:  # too many at once: smaller groups
+                continue
+            self.sent += sent
+            self.passed += len(rights)
+            if self.passed >= len(self.raw) and self.sent >= len(self.part):
+                return
+
+    def message(self, start: int, size: int, rights: bytes) -> int | None:
+        """One sendmsg(2) of some bytes and descriptors, waited for; None if it takes fewer descriptors at once."""
+        try:
+            block = outgoing_pool.pop()
+        except IndexError:
+            block = outgoing()
+        keep = self.fill(block, start, size, rights)
+        while True:
+            sent = lib_sendmsg(self.fd, block.msg, self.flags | MSG_NOSIGNAL)
+            if sent >= 0:
+                break
+            code = take_errno()
+            if code == ENOMEM and self.fewer(len(rights) // INT):
+                return None
+            self.retry(code, rights)
+        del keep
+        block.reset()
+        outgoing_pool.append(block)
+        return sent
+
+    def fill(self, block: Block, start: int, size: int, rights: bytes) -> object:
+        """The block for one message; what must live until it is sent."""
+        part = self.part[start : start + size]
+        items = self.extra + ([(SOL_SOCKET, SCM_RIGHTS, rights)] if rights else [])
+        keep = spread(block, [part]), put_control(block, LAYOUT.pack(items))
+        if self.address is not None:
+            put_address(block, self.sock, self.fd, self.address)
+        return keep
+
+    def fewer(self, count: int) -> bool:
+        """Whether to try again with fewer descriptors at once: musl's sendmsg says ENOMEM for what glibc's passes on."""
+        global _taken_at_once
+        if count < 2:
+            return False
+        self.at_once = count // 2
+        if not self.extra:
+            _taken_at_once = min(_taken_at_once, self.at_once)
+        self.check()
+        return True
+
+    def retry(self, code: int, rights: bytes) -> None:
+        """Wait until it makes sense to try again, or raise."""
+        if code == EINTR:
+            return
+        full = code == ETOOMANYREFS
+        waiting = (full or code in (EAGAIN, EWOULDBLOCK)) and not self.flags & MSG_DONTWAIT
+        timeout = self.timeout() if waiting else 0
+        started = bool(self.sent or self.passed)
+        if not waiting or (timeout == 0 and not started) or (timeout is None and not full):
+            raise explain(os_error(code, self.fd), self.fd, rights)
+        if self.deadline is None:
+            self.deadline = monotonic() + timeout if timeout else FOREVER
+        if not full:
+            wait(self.fd, OUT, self.deadline)
+        elif monotonic() >= self.deadline:
+            raise Timeout(ETIMEDOUT, "timed out: too many descriptors in flight, and the receiver takes none")
+        else:
+            sleep(0.001)  # nothing tells when the receiver takes some
+
+    def timeout(self) -> float | None:
+        """Seconds to wait at most; 0 for a socket that does not block, None for one that waits for ever."""
+        if isinstance(self.sock, Socket):
+            return self.sock.gettimeout()
+        return None if os.get_blocking(self.fd) else 0
