@@ -5,6 +5,8 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 from ._backend import BACKEND
+from .batch import recv_messages, send_messages
+from .creds import pass_credentials, pass_pidfd, pass_rights, peer_credentials, peer_pidfd
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
 from .fd import OwnedFd
 from .message import Credentials, Message, recv_message
@@ -30,11 +32,18 @@ __all__ = [
     "OwnedFd",
     "ProtocolError",
     "TruncatedError",
+    "pass_credentials",
+    "pass_pidfd",
+    "pass_rights",
+    "peer_credentials",
+    "peer_pidfd",
     "recv_fds",
     "recv_message",
+    "recv_messages",
     "recvmsg",
     "recvmsg_into",
     "send_fds",
+    "send_messages",
     "sendall_fds",
     "sendmsg",
     "sendmsg_afalg",

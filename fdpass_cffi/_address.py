@@ -14,7 +14,6 @@ from ._sock import SO_DOMAIN, Socket, getsockopt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._scratch import Block
     from ._sock import FileDescriptorLike
 
 AF_UNIX: int = int(socket.AF_UNIX)
@@ -68,9 +67,8 @@ def to_sockaddr(sock: FileDescriptorLike, fd: int, address: object) -> bytes:
     return _sockaddr.encode(family(sock, fd), protocol(sock, fd), address, System(fd))
 
 
-def from_sockaddr(sock: FileDescriptorLike, fd: int, block: Block, length: int) -> object:
-    """The Python address of the sender whose struct sockaddr the kernel wrote into the block."""
-    raw = block.name[0:length]
+def from_sockaddr(sock: FileDescriptorLike, fd: int, raw: bytes) -> object:
+    """The Python address of the struct sockaddr that the kernel gave as the sender's."""
     if raw[0:2] == _UNIX_FAMILY:  # needs no protocol
         return _sockaddr.decode(raw)
     return _sockaddr.decode(raw, protocol(sock, fd), System(fd).if_indextoname)

@@ -129,7 +129,11 @@ def only_item(block: Block) -> list[int] | None:
 
 def items(block: Block) -> tuple[list[tuple[int, int, bytes]], bool]:
     """The control messages that arrived, each (cmsg_level, cmsg_type, data), and whether all were whole."""
-    control = ffi.buffer(ffi.cast("char *", block.msg.msg_control), block.lens[CONTROLLEN])[:]
+    return parsed(ffi.buffer(ffi.cast("char *", block.msg.msg_control), block.lens[CONTROLLEN])[:])
+
+
+def parsed(control: bytes) -> tuple[list[tuple[int, int, bytes]], bool]:
+    """The control messages in a control buffer, and whether all were whole."""
     found, all_whole = [], True
     for level, kind, start, stop, whole in LAYOUT.walk(control):
         found.append((level, kind, control[start:stop]))

@@ -18,7 +18,7 @@ from ._backend import CONSTANTS, ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol, Union
+    from typing import Any, Protocol, Union
 
     class HasFileno(Protocol):
         """A file, a socket, an OwnedFd, asyncio's TransportSocket..."""
@@ -130,12 +130,18 @@ def wait(fd: int, events: int, deadline: float) -> None:
             raise Timeout(ETIMEDOUT, "timed out")
 
 
-def getsockopt(fd: int, option: int) -> int:
-    """An int option of SOL_SOCKET; OSError (ENOTSOCK for a pipe or a file)."""
-    value = ffi.new("int *")
-    length = ffi.new("unsigned int *", ffi.sizeof("int"))
-    while lib.getsockopt(fd, SOL_SOCKET, option, value, ffi.cast("void *", length)) < 0:
+def read_option(fd: int, level: int, option: int, value: Any, room: int) -> int:
+    """getsockopt(2) into the memory at `value`, of `room` bytes; the length, or OSError (ENOTSOCK for a file)."""
+    length = ffi.new("unsigned int *", room)
+    while lib.getsockopt(fd, level, option, value, ffi.cast("void *", length)) < 0:
         code = take_errno()
         if code != EINTR:
             raise os_error(code, fd)
+    return int(length[0])
+
+
+def getsockopt(fd: int, option: int) -> int:
+    """An int option of SOL_SOCKET; OSError (ENOTSOCK for a pipe or a file)."""
+    value = ffi.new("int *")
+    read_option(fd, SOL_SOCKET, option, value, ffi.sizeof("int"))
     return int(value[0])

@@ -134,7 +134,7 @@ def recv_message(
                 rights, pidfds = carried(other)
                 fds = rights + pidfds
         namelen = ints[NAMELEN]
-        address = from_sockaddr(sock, fd, block, namelen) if namelen else None
+        address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
         incoming_pool.append(block)
         count = len(fds) - len(pidfds) if pidfds else len(fds)

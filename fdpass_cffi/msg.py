@@ -272,7 +272,7 @@ def recv_fds(
             if surplus:
                 msg_flags |= MSG_CTRUNC
         namelen = ints[NAMELEN]
-        address = from_sockaddr(sock, fd, block, namelen) if namelen else None
+        address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
         incoming_pool.append(block)
         if unreturned is not None:
@@ -307,7 +307,7 @@ def recvmsg(
         msg_flags = block.ints[FLAGS] & SHOWN
         ancdata = ancillary(block, 2) if room else []
         namelen = block.ints[NAMELEN]
-        address = from_sockaddr(sock, fd, block, namelen) if namelen else None
+        address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
         block.ints[NAMELEN] = NOT_ARRIVED
         incoming_pool.append(block)
         if unreturned is not None:
@@ -348,7 +348,7 @@ def recvmsg_into(
         msg_flags = ints[FLAGS] & SHOWN
         ancdata = ancillary(block, 2) if room else []
         namelen = ints[NAMELEN]
-        address = from_sockaddr(sock, fd, block, namelen) if namelen else None
+        address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
         if rewind:
             block.msg.msg_iov, block.msg.msg_iovlen = block.iov, 1

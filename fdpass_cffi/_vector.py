@@ -1,0 +1,82 @@
+"""Memory for sendmmsg(2) and recvmmsg(2): n struct mmsghdr, each with its iovec, name and control buffer.
+
+The fields are reached through views of the whole, as in a Block; `Vector` says where each entry's are.
+"""
+
+from __future__ import annotations
+
+from ._backend import CMSGHDR, LAYOUT, MMSGHDR, MSGHDR, WORD, ffi
+from ._scratch import LEN, NAME_ROOM, PYPY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MOST = 1024  # UIO_MAXIOV: what a kernel takes in one call
+IOVEC = ffi.sizeof("struct iovec")
+try:
+    HEADER: int = ffi.sizeof(MMSGHDR)
+    MSG_LEN: int = ffi.offsetof(MMSGHDR, "msg_len")
+except ffi.error:  # an API module built where <sys/socket.h> has no struct mmsghdr
+    HEADER = MSG_LEN = 0
+
+
+def at(struct: str, field: str) -> int:
+    offset: int = ffi.offsetof(struct, field)
+    return offset
+
+
+NAMELEN, FLAGS = at(MSGHDR, "msg_namelen") // 4, at(MSGHDR, "msg_flags") // 4  # in ints, from an entry's first
+NAME, IOV, CONTROL = (at(MSGHDR, name) // WORD for name in ("msg_name", "msg_iov", "msg_control"))  # in words
+IOVLEN, CONTROLLEN = at(MSGHDR, "msg_iovlen") // LEN, at(MSGHDR, "msg_controllen") // LEN  # in lens
+CMSG_LEN, CMSG_LEVEL, CMSG_TYPE = at(CMSGHDR, "cmsg_len") // LEN, at(CMSGHDR, "cmsg_level") // 4, at(CMSGHDR, "cmsg_type") // 4
+CMSG_DATA = LAYOUT.data // 4
+
+
+def padded(size: int) -> int:
+    """`size` bytes rounded up so that what follows is aligned."""
+    return (size + 15) & ~15
+
+
+class Vector:
+    """`n` entries with `control` bytes of control buffer and `data` bytes of memory each (or 0: the caller's own).
+
+    `headers` is where the mmsghdrs end; `controls`, `names`, `datas` begin in bytes from the start.
+    """
+
+    def __init__(self, n: int, control: int, data: int, named: bool) -> None:
+        self.n, self.control, self.data = n, padded(control), padded(data)
+        self.iovecs = padded(n * HEADER)
+        self.names = padded(self.iovecs + n * IOVEC)
+        self.controls = self.names + n * NAME_ROOM * named
+        self.datas = self.controls + n * self.control
+        size = self.datas + n * self.data
+        self.memory: Any = ffi.new("unsigned long long[]", -(-size // 8))
+        self.vec: Any = ffi.cast(f"{MMSGHDR} *", self.memory)
+        self.bytes: Any = ffi.buffer(self.memory)
+        self.base = int(ffi.cast("size_t", self.memory))
+        if PYPY:
+            self.ints: Any = ffi.cast("int *", self.memory)
+            self.words: Any = ffi.cast("size_t *", self.memory)
+        else:
+            view = memoryview(self.bytes).cast("B")
+            self.ints, self.words = view.cast("i"), view.cast("L")
+        self.lens: Any = self.words if LEN == WORD else self.ints
+        self._link(named)
+
+    def _link(self, named: bool) -> None:
+        """Point each msghdr at its parts."""
+        words, lens, base = self.words, self.lens, self.base
+        for i in range(self.n):
+            word = i * HEADER // WORD
+            words[word + IOV] = base + self.iovecs + i * IOVEC
+            lens[i * HEADER // LEN + IOVLEN] = 1
+            words[word + CONTROL] = base + self.controls + i * self.control
+            if named:
+                words[word + NAME] = base + self.names + i * NAME_ROOM
+            self.point(i, base + self.datas + i * self.data, self.data)
+
+    def point(self, i: int, address: int, size: int) -> None:
+        """Entry i's iovec."""
+        word = (self.iovecs + i * IOVEC) // WORD
+        self.words[word], self.words[word + 1] = address, size
