@@ -22,24 +22,30 @@ def system(platform: str) -> str:
     )
 
 
-# Machines on which the BSDs' CMSG alignment is not that of a long (<machine/_align.h>, <machine/param.h>).
+# Where CMSG_ALIGN does not round to sizeof(size_t): by system and sizeof(size_t), the unit and the machines. From
+# <machine/cdefs.h> of NetBSD, whose os.uname() names a port, not a processor (evbarm is 32 or 64 bits wide), and
+# <machine/_types.h> of OpenBSD.
 _ALIGN = {
-    (NETBSD, "aarch64"): 16,
-    (NETBSD, "sparc64"): 16,
-    (NETBSD, "powerpc"): 8,
-    (OPENBSD, "sparc64"): 16,
-    (OPENBSD, "arm"): 8,
+    (NETBSD, 8): {16: "aarch64 arm64 evbarm ia64 riscv sparc64"},
+    (NETBSD, 4): {
+        8: "arm acorn32 cats epoc32 evbarm hpcarm iyonix netwinder shark zaurus "
+        "powerpc amigappc bebox evbppc ibmnws macppc mvmeppc ofppc prep rs6000 sandpoint "
+        "mips algor arc cobalt emips evbmips ews4800mips hpcmips mipsco newsmips playstation2 pmax sbmips sgimips "
+        "hppa sparc"
+    },
+    (OPENBSD, 8): {16: "sparc64"},
+    (OPENBSD, 4): {8: "arm armv7 hppa macppc powerpc socppc", 16: "luna88k"},
 }
-_MACHINES = {"arm64": "aarch64", "evbarm": "aarch64", "armv7": "arm", "macppc": "powerpc", "evbppc": "powerpc"}
 
 
 def cmsg_align(os_name: str, machine: str, word: int) -> int:
     """The unit, in bytes, to which CMSG_ALIGN rounds; `word` is sizeof(size_t)."""
     if os_name == DARWIN:
         return 4
-    if os_name == NETBSD and word == 4 and machine == "evbarm":
-        return 8
-    return _ALIGN.get((os_name, _MACHINES.get(machine, machine)), word)
+    for unit, machines in _ALIGN.get((os_name, word), {}).items():
+        if machine in machines.split():
+            return unit
+    return word
 
 
 _BSD = {
@@ -61,24 +67,24 @@ _TABLES = {
     NETBSD: {**_BSD, "MSG_NOSIGNAL": 0x400, "MSG_CMSG_CLOEXEC": 0x800},
     OPENBSD: {**_BSD, "MSG_NOSIGNAL": 0x400, "MSG_CMSG_CLOEXEC": 0x800, "SO_DOMAIN": 0x1024, "SO_PEERCRED": 0x1022},
 }  # fmt: skip
-# Linux machines that number socket options in their own way (arch/*/include/uapi/asm/socket.h). None: not known.
+# Linux machines that number socket options in their own way (arch/*/include/uapi/asm/socket.h).
 _OLD_UNIX = {"SOL_SOCKET": 0xFFFF, "SO_TYPE": 0x1008, "SO_PROTOCOL": 0x1028, "SO_DOMAIN": 0x1029}
-_LINUX_MACHINES: dict[str, dict[str, int | None]] = {
+_LINUX_MACHINES = {
     "ppc": {"SO_PASSCRED": 20, "SO_PEERCRED": 21},
     "mips": {**_OLD_UNIX, "SO_PASSCRED": 17, "SO_PEERCRED": 18},
     "alpha": {**_OLD_UNIX, "SO_PASSCRED": 17, "SO_PEERCRED": 18},
     "sparc": {**_OLD_UNIX, "SO_PASSCRED": 2, "SO_PEERCRED": 0x40, "SO_PASSSEC": 31,
               "SO_PASSPIDFD": 0x55, "SO_PEERPIDFD": 0x56, "SO_PASSRIGHTS": 0x5C},
     "parisc": {**_OLD_UNIX, "SO_PASSCRED": 0x4010, "SO_PEERCRED": 0x4011, "SO_PASSSEC": 0x401E,
-               "SO_PASSPIDFD": None, "SO_PEERPIDFD": None, "SO_PASSRIGHTS": None},
+               "SO_PASSPIDFD": 0x404A, "SO_PEERPIDFD": 0x404B, "SO_PASSRIGHTS": 0x4051},
 }  # fmt: skip
 
 
 def constants(os_name: str, machine: str) -> dict[str, int]:
     """The constants of <sys/socket.h> by their C names; a name the platform lacks is not in it."""
-    table: dict[str, int | None] = dict(_TABLES[os_name])
+    table = dict(_TABLES[os_name])
     if os_name == LINUX:
         for prefix, own in _LINUX_MACHINES.items():
             if machine.startswith(prefix):
                 table.update(own)
-    return {name: value for name, value in table.items() if value is not None}
+    return table
