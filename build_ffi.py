@@ -13,6 +13,9 @@ Importing this file does nothing; cffi (and for API mode setuptools) is needed o
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import shutil
 import sys
 import sysconfig
@@ -122,7 +125,9 @@ def api() -> Any:
 
 
 def emit_abi(path: Path) -> None:
-    abi().emit_python_code(str(path))
+    """Write what _abi.py must be to `path`; quietly, since cffi would name that path."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        abi().emit_python_code(str(path))
 
 
 def abi_is_current() -> bool:
@@ -147,7 +152,9 @@ def build_api(into: Path) -> Path:
 
 
 def have_compiler() -> bool:
-    return shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is not None
+    """Whether the C compiler is there that setuptools will call: $CC, else the one that built this interpreter."""
+    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    return shutil.which(command.split()[0]) is not None
 
 
 if BuildHookInterface is not None:

@@ -42,10 +42,11 @@ class Layout:
         """A control buffer of `items`, each (cmsg_level, cmsg_type, data); struct.error if a number does not fit."""
         control = bytearray()
         for level, kind, data in items:
-            start, size = len(control), len(data)
+            raw = bytes(data)  # len() of a memoryview counts elements
+            start, size = len(control), len(raw)
             control += bytes(self.cmsg_space(size))
             self._header.pack_into(control, start, self.cmsg_len(size), level, kind)
-            control[start + self.data : start + self.data + size] = data
+            control[start + self.data : start + self.data + size] = raw
         return control
 
     def walk(self, control: bytes) -> Iterator[tuple[int, int, int, int, bool]]:
