@@ -107,7 +107,12 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
     """One receive of at most `bufsize` bytes; the rest of what came is in the block."""
     if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
         block.sizes[IOV_LEN] = bufsize
-        got = receive(sock, fd, block, room, flags)
+        block.lens[CONTROLLEN] = room
+        if room:
+            flags |= MSG_CMSG_CLOEXEC
+        got = lib_recvmsg(fd, block.msg, flags)
+        if got < 0:
+            got = receive_again(sock, fd, block, room, flags)
         return block.data[0 : got if got <= bufsize else bufsize]  # type: ignore[no-any-return]
     memory = data_room(block, bufsize)
     return received_data(block, memory, receive(sock, fd, block, room, flags))

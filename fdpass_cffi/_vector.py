@@ -5,6 +5,8 @@ The fields are reached through views of the whole, as in a Block; `Vector` says 
 
 from __future__ import annotations
 
+from array import array
+
 from ._backend import CMSGHDR, LAYOUT, MMSGHDR, MSGHDR, WORD, ffi
 from ._scratch import LEN, NAME_ROOM, PYPY
 
@@ -38,6 +40,33 @@ def padded(size: int) -> int:
     return (size + 15) & ~15
 
 
+def evenly(first: int, step: int, n: int) -> array[int]:
+    """n words: first, first + step, ..."""
+    return array("L", range(first, first + n * step, step) if step else [first] * n)
+
+
+if PYPY:
+
+    def column(view: Any, first: int, step: int, n: int) -> list[int]:
+        """The n elements first, first + step, ... of a view."""
+        return [view[first + i * step] for i in range(n)]
+
+    def put_column(view: Any, first: int, step: int, values: array[int]) -> None:
+        """Set the elements first, first + step, ... of a view."""
+        for value in values:
+            view[first] = value
+            first += step
+else:
+
+    def column(view: Any, first: int, step: int, n: int) -> list[int]:
+        """The n elements first, first + step, ... of a view."""
+        return view[first : first + n * step : step].tolist()  # type: ignore[no-any-return]
+
+    def put_column(view: Any, first: int, step: int, values: array[int]) -> None:
+        """Set the elements first, first + step, ... of a view."""
+        view[first : first + len(values) * step : step] = values
+
+
 class Vector:
     """`n` entries with `control` bytes of control buffer and `data` bytes of memory each (or 0: the caller's own).
 
@@ -62,19 +91,29 @@ class Vector:
             view = memoryview(self.bytes).cast("B")
             self.ints, self.words = view.cast("i"), view.cast("L")
         self.lens: Any = self.words if LEN == WORD else self.ints
+        self.kept: object = None  # memory that the entries point to
         self._link(named)
+
+    def header_ints(self, field: int, n: int) -> list[int]:
+        """An int field of the first n mmsghdrs."""
+        return column(self.ints, field, HEADER // 4, n)
+
+    def header_lens(self, field: int, n: int) -> list[int]:
+        """A length field of the first n mmsghdrs."""
+        return column(self.lens, field, HEADER // LEN, n)
+
+    def control_ints(self, field: int, n: int) -> list[int]:
+        """An int field of the first control message of each of the first n entries."""
+        return column(self.ints, self.controls // 4 + field, self.control // 4, n)
 
     def _link(self, named: bool) -> None:
         """Point each msghdr at its parts."""
-        words, lens, base = self.words, self.lens, self.base
-        for i in range(self.n):
-            word = i * HEADER // WORD
-            words[word + IOV] = base + self.iovecs + i * IOVEC
-            lens[i * HEADER // LEN + IOVLEN] = 1
-            words[word + CONTROL] = base + self.controls + i * self.control
-            if named:
-                words[word + NAME] = base + self.names + i * NAME_ROOM
-            self.point(i, base + self.datas + i * self.data, self.data)
+        n, base, step = self.n, self.base, HEADER // WORD
+        put_column(self.words, IOV, step, evenly(base + self.iovecs, IOVEC, n))
+        put_column(self.lens, IOVLEN, HEADER // LEN, array("L" if LEN == WORD else "i", [1]) * n)
+        put_column(self.words, CONTROL, step, evenly(base + self.controls, self.control, n))
+        if named:
+            put_column(self.words, NAME, step, evenly(base + self.names, NAME_ROOM, n))
 
     def point(self, i: int, address: int, size: int) -> None:
         """Entry i's iovec."""

@@ -7,15 +7,17 @@ msg_namelen says whether its descriptors came, until they have their owners.
 from __future__ import annotations
 
 import sys
+from array import array
 from errno import EINVAL, EOPNOTSUPP
+from itertools import accumulate
 
 from . import _vector as v
 from ._address import AF_UNIX, family, from_sockaddr
 from ._arguments import buffer_size, c_int, integer, most_fds
-from ._backend import LAYOUT, LINUX, ffi, lib
+from ._backend import LAYOUT, LINUX, WORD, ffi, lib
 from ._close import close_all
 from ._receive import MSG_CMSG_CLOEXEC, carried, parsed, warn_malformed
-from ._scratch import CONTROL_ROOM, LEN, NAME_ROOM, NOT_ARRIVED, ONE_LEN, ONE_SPACE, SCM_RIGHTS, SOL_SOCKET
+from ._scratch import CONTROL_ROOM, LEN, NAME_ROOM, NOT_ARRIVED, ONE_LEN, ONE_SPACE, OUTGOING_DATA, SCM_RIGHTS, SOL_SOCKET
 from ._send import MSG_NOSIGNAL, SOCK_STREAM, each, explain, exported, pack_fds
 from ._sock import IN, MSG_DONTWAIT, OUT, SO_TYPE, Socket, failed, fileno, getsockopt, take_errno
 from ._truncated import truncated
@@ -27,14 +29,19 @@ from .sendall import Sending
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any, SupportsIndex
+    from typing import Any, Optional, SupportsIndex
 
     from ._send import Buffer
     from ._sock import FileDescriptorLike
     from .fd import OwnedFd
 
+    Entry = tuple[list[int], list[int], Optional[list[tuple[int, int, bytes]]]]
+    Outgoing = tuple[Any, bytes, object]
+
 MSG_WAITFORONE = 0x10000  # Linux's; elsewhere a loop is used
 SHOWN = ~MSG_CMSG_CLOEXEC
+LEN_CODE = "L" if LEN == WORD else "i"
+NOT_UNIX = "sock is not an AF_UNIX socket: descriptors do not pass over any other"
 lib_sendmmsg = getattr(lib, "sendmmsg", None) if LINUX else None
 lib_recvmmsg = getattr(lib, "recvmmsg", None) if LINUX else None
 
@@ -61,28 +68,88 @@ def send_messages(
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
     flags = c_int("flags", flags)
-    outgoing = [prepared(item, i) for i, item in enumerate(each("messages", messages, "(data, fds) pairs")[: v.MOST])]
-    check(sock, fd, outgoing)
+    given = each("messages", messages, "(data, fds) pairs")[: v.MOST]
     sys.audit("socket.sendmsg", sock, None)
+    quick = uniform(given) if lib_sendmmsg is not None else None
+    if quick is not None:
+        if family(sock, fd) != AF_UNIX:
+            raise ValueError(NOT_UNIX)
+        vector, datas, fds = quick
+        sent = dispatch(sock, fd, vector, datas, fds.tobytes(), flags)
+        if len(_one_each) < KEPT:
+            vector.kept = None
+            _one_each.append(vector)
+        return sent
+    outgoing = [prepared(item, i) for i, item in enumerate(given)]
+    check(sock, fd, outgoing)
     if not outgoing:
         return 0
     if lib_sendmmsg is None:
         return send_one_by_one(sock, fd, outgoing, flags)
-    vector = filled(outgoing)
+    return dispatch(sock, fd, filled(outgoing), [part for part, _, _ in outgoing], outgoing[0][1], flags)
+
+
+def dispatch(sock: FileDescriptorLike, fd: int, vector: v.Vector, parts: list[Any], raw: bytes, flags: int) -> int:
+    """sendmmsg(2), waited for; how many went. `parts` are the messages' data, `raw` descriptors for an error to name."""
     deadline = None
     while True:
-        sent: int = lib_sendmmsg(fd, vector.vec, len(outgoing), flags | MSG_NOSIGNAL)
+        sent: int = lib_sendmmsg(fd, vector.vec, len(parts), flags | MSG_NOSIGNAL)  # type: ignore[misc]
         if sent >= 0:
             break
         try:
             deadline = failed(take_errno(), sock, fd, OUT, flags, deadline)
         except OSError as error:
-            raise explain(error, fd, outgoing[0][1]) from None
-    finish(sock, fd, outgoing[sent - 1][0], vector.ints[((sent - 1) * v.HEADER + v.MSG_LEN) // 4], flags)
+            raise explain(error, fd, raw) from None
+    finish(sock, fd, parts[sent - 1], vector.ints[((sent - 1) * v.HEADER + v.MSG_LEN) // 4], flags)
     return sent
 
 
-def prepared(item: Any, i: int) -> tuple[Any, bytes, object]:
+def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes], array[int]] | None:
+    """The vector of messages of some bytes and one descriptor as an int each; None if there are others among them.
+
+    The fields are set by columns, in C.
+    """
+    try:
+        datas, lists = zip(*given)
+        sizes = list(map(len, datas))
+        ones = [fds[0] for fds in lists]
+        same = set(map(type, datas)) == {bytes} and set(map(type, ones)) == {int} and set(map(len, lists)) == {1}
+        if not same or min(sizes) < 1 or max(sizes) > OUTGOING_DATA or min(ones) < 0:
+            return None
+        fds = array("i", ones)
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+        return None
+    vector = one_each_vector(len(datas))
+    memory = ffi.from_buffer("char[]", b"".join(datas))
+    starts = accumulate(sizes[:-1], initial=int(ffi.cast("size_t", memory)))
+    v.put_column(vector.words, vector.iovecs // WORD, v.IOVEC // WORD, array("L", starts))
+    v.put_column(vector.words, vector.iovecs // WORD + 1, v.IOVEC // WORD, array("L", sizes))
+    v.put_column(vector.ints, vector.controls // 4 + v.CMSG_DATA, vector.control // 4, fds)
+    vector.kept = memory
+    return vector, list(datas), fds
+
+
+_one_each: list[v.Vector] = []  # vectors whose control messages are SCM_RIGHTS with one descriptor each
+
+
+def one_each_vector(n: int) -> v.Vector:
+    """A vector of at least n entries with one descriptor each, from the pool if it has one."""
+    try:
+        vector = _one_each.pop()
+        if vector.n >= n:
+            return vector
+    except IndexError:
+        pass
+    vector = v.Vector(n, ONE_SPACE, 0, False)
+    at, step = vector.controls // 4, vector.control // 4
+    v.put_column(vector.lens, v.CONTROLLEN, v.HEADER // LEN, array(LEN_CODE, [ONE_SPACE]) * n)
+    v.put_column(vector.lens, vector.controls // LEN + v.CMSG_LEN, vector.control // LEN, array(LEN_CODE, [ONE_LEN]) * n)
+    v.put_column(vector.ints, at + v.CMSG_LEVEL, step, array("i", [SOL_SOCKET]) * n)
+    v.put_column(vector.ints, at + v.CMSG_TYPE, step, array("i", [SCM_RIGHTS]) * n)
+    return vector
+
+
+def prepared(item: Any, i: int) -> Outgoing:
     """One message as memory, packed descriptors, and what must live until it is sent."""
     try:
         data, fds = item
@@ -92,18 +159,18 @@ def prepared(item: Any, i: int) -> tuple[Any, bytes, object]:
     return exported(data, f"messages[{i}]: data"), pack_fds(given), given
 
 
-def check(sock: FileDescriptorLike, fd: int, outgoing: list[tuple[Any, bytes, object]]) -> None:
+def check(sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing]) -> None:
     """ValueError where a kernel would take the descriptors of a message and lose them."""
     if not any(raw for _, raw, _ in outgoing):
         return
     if family(sock, fd) != AF_UNIX:
-        raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
+        raise ValueError(NOT_UNIX)
     for i, (part, raw, _) in enumerate(outgoing):
         if raw and not len(part) and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
             raise ValueError(f"messages[{i}] has no byte: a stream socket loses descriptors sent without data")
 
 
-def filled(outgoing: list[tuple[Any, bytes, object]]) -> v.Vector:
+def filled(outgoing: list[Outgoing]) -> v.Vector:
     """The vector of these messages."""
     vector = v.Vector(len(outgoing), max(LAYOUT.cmsg_space(len(raw)) for _, raw, _ in outgoing), 0, False)
     ints, lens = vector.ints, vector.lens
@@ -121,13 +188,13 @@ def filled(outgoing: list[tuple[Any, bytes, object]]) -> v.Vector:
 def finish(sock: FileDescriptorLike, fd: int, part: Any, sent: int, flags: int) -> None:
     """Send the rest of a message that a stream socket took in part; the descriptors went with its first byte."""
     if 0 < sent < len(part):
-        rest = Sending(sock, fd, part, b"", flags, None, [])
+        rest = Sending(sock, fd, exported(part, "data") if isinstance(part, bytes) else part, b"", flags, None, [])
         rest.sent = sent
         rest.run()
 
 
 def send_one_by_one(
-    sock: FileDescriptorLike, fd: int, outgoing: list[tuple[Any, bytes, object]], flags: int
+    sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing], flags: int
 ) -> int:
     """The same by sendmsg(2)."""
     for sent, (part, raw, _) in enumerate(outgoing):
@@ -155,7 +222,7 @@ def recv_messages(
     size, most = buffer_size(bufsize), most_fds(maxfds)
     if lib_recvmmsg is None:
         return recv_one_by_one(sock, fd, count, size, most, flags)
-    arrivals = Arrivals(count, size)
+    arrivals = Arrivals(count, size, most)
     try:
         got = arrivals.receive(sock, fd, flags)
         found = arrivals.messages(sock, fd, got, most, flags)
@@ -207,31 +274,37 @@ def whole(found: list[Message | TruncatedError]) -> list[Message]:
     return found  # type: ignore[return-value]
 
 
-_pool: list[tuple[tuple[int, int], v.Vector, bytes]] = []
+_pool: list[tuple[tuple[int, int, int], v.Vector, bytes]] = []
+OTHER_ROOM = 1024  # bytes for credentials, a pidfd, timestamps and a security label
 POOLED, KEPT = 1 << 20, 8  # bytes: a larger vector is not kept; nor more of them than this
 
 
 class Arrivals:
     """The memory of one recv_messages, and the owners of what came in it."""
 
-    def __init__(self, n: int, bufsize: int) -> None:
+    def __init__(self, n: int, bufsize: int, maxfds: int) -> None:
         self.fds: list[int] | None = None
         self.owned: list[OwnedFd] = []
-        self.n, self.size = n, bufsize
+        # One descriptor more than asked for has room, so that it can be known that there were more; and a page
+        # for each entry would cost more than its system call.
+        self.room = min(CONTROL_ROOM, LAYOUT.cmsg_space(4 * min(maxfds + 1, CONTROL_ROOM)) + OTHER_ROOM)
+        self.n, self.size, self.shape = n, bufsize, (n, bufsize, self.room)
         try:
             shape, self.vector, self.pristine = _pool.pop()
         except IndexError:
             shape = None
-        if shape != (n, bufsize):
+        if shape != self.shape:
             self.vector, self.pristine = self.new()
+        vector = self.vector
+        self.starts = range(vector.datas, vector.datas + n * vector.data, vector.data or 1)
 
     def new(self) -> tuple[v.Vector, bytes]:
         """A vector with every entry ready, and its headers' bytes, by which it is made so again."""
-        vector = v.Vector(self.n, CONTROL_ROOM, self.size, True)
+        vector = v.Vector(self.n, self.room, self.size, True)
         for i in range(self.n):
             vector.point(i, vector.base + vector.datas + i * vector.data, self.size)
             vector.ints[i * v.HEADER // 4 + v.NAMELEN] = NOT_ARRIVED
-            vector.lens[i * v.HEADER // LEN + v.CONTROLLEN] = CONTROL_ROOM
+            vector.lens[i * v.HEADER // LEN + v.CONTROLLEN] = self.room
         return vector, vector.bytes[0 : self.n * v.HEADER]
 
     def receive(self, sock: FileDescriptorLike, fd: int, flags: int) -> int:
@@ -252,17 +325,59 @@ class Arrivals:
         self, sock: FileDescriptorLike, fd: int, got: int, most: int, flags: int
     ) -> list[Message | TruncatedError]:
         """What came, owned; the vector goes back to its pool."""
-        entries = [self.entry(i) for i in range(got)]
-        self.fds = fds = [one for rights, pidfds, _ in entries for one in rights + pidfds]
-        found: list[Message | TruncatedError] = []
-        shown = [self.shown(sock, fd, i) for i in range(got)]
+        vector = self.vector
+        ones = self.one_each(got) if most else None
+        entries = [self.entry(i) for i in range(got)] if ones is None else []
+        self.fds = fds = ones if ones is not None else [one for part in entries for one in part[0] + part[1]]
+        sizes = vector.header_ints(v.MSG_LEN // 4, got)
+        datas = [vector.bytes[at : at + min(n, self.size)] for at, n in zip(self.starts, sizes)]
+        shown = [one & SHOWN for one in vector.header_ints(v.FLAGS, got)]
+        namelens = vector.header_ints(v.NAMELEN, got)
+        addresses = [self.address(sock, fd, i, n) if n else None for i, n in enumerate(namelens)]
+        left = [self.room - used for used in vector.header_lens(v.CONTROLLEN, got)]
         self.keep()
-        errors = [self.error(i, entries[i], shown[i], most, flags) for i in range(got)]
-        self.owned = owned = adopt(fds)
+        if ones is not None and not any([lost(one, flags) for one in shown if one & LOST]):
+            self.owned = adopt(fds)
+            return [Message(*part) for part in zip(datas, [[one] for one in self.owned], shown, addresses)]
+        return self.mixed(sock, fd, entries or [([one], [], None) for one in fds], datas, shown, addresses, left, most, flags)
+
+    def one_each(self, got: int) -> list[int] | None:
+        """The descriptors, if each entry brought one SCM_RIGHTS item with one descriptor and nothing else."""
+        vector = self.vector
+        if (
+            vector.header_lens(v.CONTROLLEN, got) == [ONE_SPACE] * got
+            and v.column(vector.lens, vector.controls // LEN + v.CMSG_LEN, vector.control // LEN, got) == [ONE_LEN] * got
+            and vector.control_ints(v.CMSG_TYPE, got) == [SCM_RIGHTS] * got
+            and vector.control_ints(v.CMSG_LEVEL, got) == [SOL_SOCKET] * got
+        ):
+            return vector.control_ints(v.CMSG_DATA, got)
+        return None
+
+    def mixed(
+        self,
+        sock: FileDescriptorLike,
+        fd: int,
+        entries: list[Entry],
+        datas: list[bytes],
+        shown: list[int],
+        addresses: list[object],
+        left: list[int],
+        most: int,
+        flags: int,
+    ) -> list[Message | TruncatedError]:
+        """Messages of any kind, and the errors of those that lost something."""
+        errors = [
+            truncated(one, data, len(rights), most, room)
+            if len(rights) > most or (one & LOST and lost(one, flags))
+            else None
+            for (rights, _, _), data, one, room in zip(entries, datas, shown, left)
+        ]
+        self.owned = owned = adopt(self.fds or [])
+        found: list[Message | TruncatedError] = []
         start = 0
-        for (rights, pidfds, other), (data, msg_flags, address, _), error in zip(entries, shown, errors):
+        for (rights, pidfds, other), data, one, address, error in zip(entries, datas, shown, addresses, errors):
             stop = start + len(rights) + len(pidfds)
-            message = Message(data, owned[start:stop], msg_flags, address)
+            message = Message(data, owned[start:stop], one, address)
             start = stop
             if error is not None:
                 message.close()
@@ -275,48 +390,29 @@ class Arrivals:
                 break
         return found
 
-    def entry(self, i: int) -> tuple[list[int], list[int], list[tuple[int, int, bytes]] | None]:
+    def address(self, sock: FileDescriptorLike, fd: int, i: int, size: int) -> object:
+        """The sender of entry i."""
+        start = self.vector.names + i * NAME_ROOM
+        return from_sockaddr(sock, fd, self.vector.bytes[start : start + size])
+
+    def entry(self, i: int) -> Entry:
         """The descriptors and pidfds of entry i, and its control messages where there is anything else."""
         vector = self.vector
         control = vector.controls + i * vector.control
         used = vector.lens[i * v.HEADER // LEN + v.CONTROLLEN]
         if not used:
             return [], [], None
-        ints, length = vector.ints, vector.lens[control // LEN + v.CMSG_LEN]
-        at = control // 4
-        if length == ONE_LEN and used == ONE_SPACE and ints[at + v.CMSG_TYPE] == SCM_RIGHTS:
-            if ints[at + v.CMSG_LEVEL] == SOL_SOCKET:
-                return [ints[at + v.CMSG_DATA]], [], None
         other, all_whole = parsed(vector.bytes[control : control + used])
         if not all_whole:
             warn_malformed(4)
         return (*carried(other), other)
-
-    def shown(self, sock: FileDescriptorLike, fd: int, i: int) -> tuple[bytes, int, object, int]:
-        """The data, msg_flags and address of entry i, and the room that was left for control messages."""
-        vector, at = self.vector, i * v.HEADER
-        start = vector.datas + i * vector.data
-        data = vector.bytes[start : start + min(vector.ints[(at + v.MSG_LEN) // 4], self.size)]
-        namelen = vector.ints[at // 4 + v.NAMELEN]
-        name = vector.names + i * NAME_ROOM
-        address = from_sockaddr(sock, fd, vector.bytes[name : name + namelen]) if namelen else None
-        left = CONTROL_ROOM - vector.lens[at // LEN + v.CONTROLLEN]
-        return data, vector.ints[at // 4 + v.FLAGS] & SHOWN, address, left
-
-    def error(self, i: int, entry: Any, shown: Any, most: int, flags: int) -> TruncatedError | None:
-        """The error of a message that lost something, or None."""
-        data, msg_flags, _, left = shown
-        count = len(entry[0])
-        if count > most or (msg_flags & LOST and lost(msg_flags, flags)):
-            return truncated(msg_flags, data, count, most, left)
-        return None
 
     def keep(self) -> None:
         """Make the vector as it was, so that it says no more that anything came, and put it into its pool."""
         vector = self.vector
         vector.bytes[0 : len(self.pristine)] = self.pristine
         if len(vector.bytes) <= POOLED and len(_pool) < KEPT:
-            _pool.append(((self.n, self.size), vector, self.pristine))
+            _pool.append((self.shape, vector, self.pristine))
 
     def abandon(self) -> None:
         """Close what came, wherever it is now."""

@@ -4,40 +4,42 @@ Law: at every bytecode boundary, where a signal handler's exception or another t
 descriptor has exactly one owner. So every step that makes, moves or closes one is a single call of a C
 function: an OwnedFd keeps its integer in a list, its cell, and whoever pops it from there has it, since
 list.pop gives it to one caller only (on CPython with or without its GIL, and on PyPy). map() composes such
-calls without bytecode between them, and list.extend, next() and deque.extend run them.
+calls without bytecode between them, and list.extend, next() and deque(maxlen=0) run them.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import stat
 import sys
 import warnings
 from collections import deque
 from functools import partial
 from itertools import chain, repeat
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import IO, Any, Callable, Iterable, Iterator, NoReturn
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import IO, Any, NoReturn
+
+    from typing_extensions import Self
 
 INT_MAX = 2**31 - 1
 KINDS = {
-    stat.S_IFSOCK: "socket",
-    stat.S_IFIFO: "pipe",
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-    stat.S_IFLNK: "symbolic link",
+    S_IFSOCK: "socket",
+    S_IFIFO: "pipe",
+    S_IFREG: "file",
+    S_IFDIR: "directory",
+    S_IFCHR: "character device",
+    S_IFBLK: "block device",
+    S_IFLNK: "symbolic link",
 }
 PYPY = sys.implementation.name == "pypy"
 
 _new = object.__new__
 _pop: Callable[[list[int]], int] = list.pop
 _close = os.close
-_run = deque[object](maxlen=0).extend  # runs an iterator to its end and keeps nothing
 
 
 class OwnedFd:
@@ -116,7 +118,7 @@ class OwnedFd:
         It is a property whose value is a C function, since a Python function would lose the int to an
         exception at its `return`. Like any int, it has no owner until the caller has stored it.
         """
-        return partial(next, chain(map(_pop, filter(None, (self._cell,))), iter(self._refuse, None)))
+        return partial(next, chain(map(_pop, filter(None, (self._cell,))), map(self._refuse, repeat(None))))
 
     def dup(self) -> OwnedFd:
         """A second descriptor of the same open file, close-on-exec, by dup(2); its OSError is raised.
@@ -151,7 +153,7 @@ class OwnedFd:
         """
         # open() closes the descriptor in some of its failures and not in others. So it gets to fail without
         # owning, and what can hardly fail after it makes the lowest layer an owner.
-        file: IO[Any] = open(self.fileno(), mode, buffering, encoding, errors, newline, closefd=False)
+        file: IO[Any] = open(self.fileno(), mode, buffering, encoding, errors, newline, closefd=False)  # noqa: SIM115
         raw: Any = getattr(file, "buffer", file)
         raw = getattr(raw, "raw", raw)
         self._give(lambda cell: map(raw.__init__, cell, (raw.mode,)))
@@ -187,23 +189,22 @@ class OwnedFd:
 
     def _give(self, steps: Callable[[list[int]], Iterator[object]]) -> None:
         """Run `steps` on the descriptor, which make a C object its owner, and give it up if all went well."""
-        cell = self._cell
-        if not cell:
+        mine = _owner_of(map(_pop, filter(None, (self._cell,))))  # now no other thread can close it in between
+        if not mine._cell:
             self._refuse()
-        mine = _owner_of(map(_pop, filter(None, (cell,))))  # now no other thread can close it in between
         try:
-            _run(chain(steps(mine._cell), map(_pop, (mine._cell,))))
+            deque(chain(steps(mine._cell), map(_pop, (mine._cell,))), maxlen=0)
         except BaseException:
-            cell.extend(map(_pop, filter(None, (mine._cell,))))
+            self._cell.extend(map(_pop, filter(None, (mine._cell,))))
             raise
 
-    def _refuse(self) -> NoReturn:
+    def _refuse(self, _: object = None) -> NoReturn:
         raise ValueError(f"the descriptor of this OwnedFd was {self._state()}")
 
     def _state(self) -> str:
         return "closed" if getattr(self, "_closed", False) else "taken"
 
-    def __enter__(self) -> OwnedFd:
+    def __enter__(self) -> Self:
         self.fileno()
         return self
 
@@ -220,9 +221,9 @@ class OwnedFd:
             if self._cell:
                 _warn(f"unclosed {self!r}", ResourceWarning, source=self)
                 self.close()
-        except AttributeError:
-            pass  # __init__ refused the integer
-        except BaseException:  # of a warning, if these are errors, or of a signal handler
+        except BaseException:  # the warning's, if warnings are errors, or a signal handler's
+            if not hasattr(self, "_cell"):
+                return  # __init__ refused the integer
             self.close()
             raise
 
@@ -233,9 +234,9 @@ class OwnedFd:
         return f"<OwnedFd {self._state()}>"
 
     def _no_copy(self, *args: object) -> NoReturn:
-        raise TypeError("an OwnedFd cannot be copied or pickled: it alone owns its descriptor; dup() makes a second one")
+        raise TypeError("an OwnedFd cannot be copied or pickled, since it alone owns its descriptor; use dup()")
 
-    __copy__ = __deepcopy__ = __reduce_ex__ = _no_copy  # type: ignore[assignment]
+    __copy__ = __deepcopy__ = __reduce_ex__ = _no_copy
 
 
 def adopt(fds: list[int]) -> list[OwnedFd]:
@@ -251,11 +252,14 @@ def adopt(fds: list[int]) -> list[OwnedFd]:
     >>> close_owned(owned)
     """
     if len(fds) == 1:  # by far the most frequent, and half the price this way
-        return [_owner_of(map(_pop, (fds,)))]
+        owner = _new(OwnedFd)
+        owner._cell = []
+        owner._cell.extend(map(_pop, (fds,)))
+        return [owner]
     cells = [[fd] for fd in fds]
     owners = list(map(_new, repeat(OwnedFd, len(cells))))
     try:
-        _run(chain(map(_set_cell, owners, cells), map(_clear, (fds,))))
+        deque(chain(map(_set_cell, owners, cells), map(_clear, (fds,))), maxlen=0)
         return owners
     except BaseException:
         if not fds:
@@ -272,7 +276,7 @@ def close_all(fds: Iterable[int]) -> None:
     # closerange(2) reports no error, so that the loop never comes back to bytecode. But below zero it would
     # begin at zero, and close everything.
     valid = list(filter((-1).__lt__, fds))
-    _run(map(os.closerange, valid, map((1).__add__, valid)))
+    deque(map(os.closerange, valid, map((1).__add__, valid)), maxlen=0)
 
 
 def close_owned(owners: Iterable[OwnedFd]) -> None:
@@ -291,7 +295,8 @@ def close_owned(owners: Iterable[OwnedFd]) -> None:
     closing = map(_close, map(_pop, filter(None, cells)))
     while True:
         try:
-            return _run(closing)
+            deque(closing, maxlen=0)
+            return
         except OSError:
             continue  # with the next
 
@@ -299,7 +304,8 @@ def close_owned(owners: Iterable[OwnedFd]) -> None:
 def _owner_of(source: Iterator[int]) -> OwnedFd:
     """The owner of the one integer that `source` makes, or moves from somewhere else: it has it as soon as it is made."""
     owner = _new(OwnedFd)
-    owner._cell = cell = []
+    cell: list[int] = []
+    owner._cell = cell
     cell.extend(source)
     return owner
 
@@ -318,7 +324,7 @@ def _checked(fd: object) -> int:
 def _description(fd: int) -> str:
     """What `fd` refers to: proc(5) knows names, fstat(2) the kind at least."""
     try:
-        kind = KINDS.get(stat.S_IFMT(os.fstat(fd).st_mode), "anonymous inode")
+        kind = KINDS.get(S_IFMT(os.fstat(fd).st_mode), "anonymous inode")
     except OSError as error:
         return f"({error.strerror})"
     try:

@@ -67,7 +67,11 @@ class Message:
 
     def close(self) -> None:
         """Close every descriptor that is still owned here."""
-        close_owned(self.fds)
+        for owned in self.fds:
+            try:
+                owned.close()
+            except OSError:  # the descriptor is gone all the same
+                continue
         if self.pidfd is not None:
             self.pidfd.close()
 

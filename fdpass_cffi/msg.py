@@ -431,6 +431,6 @@ def CMSG_SPACE(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
 
 def _measured(name: str, length: SupportsIndex, macro: Callable[[int], int]) -> int:
     number = integer("length", length)
-    if not 0 <= number <= INT_MAX or macro(number) > INT_MAX:
+    if not 0 <= number <= INT_MAX - macro(1 if name == "CMSG_SPACE" else 0):  # the limits of `socket`
         raise OverflowError(f"{name}() argument out of range: length is {number}")
     return macro(number)
