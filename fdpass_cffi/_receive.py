@@ -132,6 +132,14 @@ def only_item(block: Block) -> list[int] | None:
     return None
 
 
+def disown(block: Block) -> None:
+    """What came has its owner: the block knows nothing of it any more, and has its own control memory back."""
+    block.ints[NAMELEN] = NOT_ARRIVED
+    if block.extra is not None:
+        block.msg.msg_control = block.start + CONTROL
+        block.extra = None
+
+
 def items(block: Block) -> tuple[list[tuple[int, int, bytes]], bool]:
     """The control messages that arrived, each (cmsg_level, cmsg_type, data), and whether all were whole."""
     return parsed(ffi.buffer(ffi.cast("char *", block.msg.msg_control), block.lens[CONTROLLEN])[:])
@@ -179,13 +187,10 @@ def abandon(block: Block | None, fds: list[int] | None) -> None:
 
 
 def ancillary(block: Block, stacklevel: int) -> list[tuple[int, int, bytes]]:
-    """The control messages as `socket` returns them, with its warning; the block has its own memory back."""
+    """The control messages as `socket` returns them, with its warning."""
     ancdata, whole = items(block)
     if not whole:
         warn_malformed(stacklevel + 1)
-    if block.extra is not None:
-        block.extra = None
-        block.msg.msg_control = block.start + CONTROL
     if not MSG_CMSG_CLOEXEC:
         make_cloexec(carried(ancdata)[0])
     return ancdata

@@ -129,10 +129,24 @@ def spread(block: Block, parts: Sequence[Any]) -> object:
     return parts, iov
 
 
-def scatter(block: Block, buffers: Iterable[Buffer]) -> object:
-    """Point the iovec at writable `buffers`; what is returned must live until the call is over."""
-    given = each("buffers", buffers, "read-write bytes-like objects")
-    return spread(block, [exported(data, "buffers", writable=True) for data in given])
+def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple[memoryview, bytearray]]]:
+    """Point the iovec at writable `buffers`: what must live until the call is over, and what is to be copied then.
+
+    On PyPy the memory of a slice of a cast memoryview cannot be had: from_buffer gives a copy of it, and
+    says so only if it is asked for writable memory. Such a buffer is received into other memory.
+    """
+    parts, copies = [], []
+    for data in each("buffers", buffers, "read-write bytes-like objects"):
+        part = exported(data, "buffers", writable=True)
+        if PYPY:
+            try:
+                part = ffi.from_buffer("char[]", data, require_writable=True)
+            except TypeError:
+                copy = bytearray(data)
+                copies.append((memoryview(data).cast("B"), copy))
+                part = ffi.from_buffer("char[]", copy)
+        parts.append(part)
+    return spread(block, parts), copies
 
 
 def is_empty(block: Block) -> bool:

@@ -35,7 +35,7 @@ SOL_SOCKET, SO_TYPE, SO_DOMAIN = CONSTANTS["SOL_SOCKET"], CONSTANTS["SO_TYPE"], 
 
 Timeout: type[OSError] = socket.timeout
 if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and callers catch either
-    Timeout = type("Timeout", (socket.timeout, TimeoutError), {"__doc__": "socket.timeout and TimeoutError at once."})
+    Timeout = type("TimeoutError", (socket.timeout, TimeoutError), {"__doc__": "socket.timeout and TimeoutError at once."})
 
 
 def fileno(sock: FileDescriptorLike, call: str) -> int:

@@ -32,17 +32,17 @@ class Unreturned:
     __slots__ = ("held", "inside")
 
     def __init__(self, inside: Callable[[Any], list[int]]) -> None:
-        self.held: list[Any] = []
         self.inside = inside
+        self.held: list[Any] = []
 
     def __del__(self) -> None:
-        held = self.held
+        held = getattr(self, "held", None)
         if held and sys.getrefcount(held) <= ALONE:
             close_all(self.inside(held))
 
 
 def _count(holder: Unreturned) -> int:
-    held = holder.held
+    held = getattr(holder, "held", None)
     return sys.getrefcount(held) if held else 0
 
 

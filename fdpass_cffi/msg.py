@@ -18,8 +18,10 @@ from ._receive import (
     abandon,
     ancillary,
     carried,
+    bring,
     control_room,
     data_room,
+    disown,
     lib_recvmsg,
     only_rights,
     receive,
@@ -301,14 +303,13 @@ def recvmsg(
             block = incoming_pool.pop()
         except IndexError:
             block = incoming()
-        memory = data_room(block, bufsize)
         room = control_room(block, ancbufsize) if ancbufsize != 0 else 0
-        data = received_data(block, memory, receive(sock, fd, block, room, flags))
+        data = bring(sock, fd, block, bufsize, room, flags)
         msg_flags = block.ints[FLAGS] & SHOWN
         ancdata = ancillary(block, 2) if room else []
         namelen = block.ints[NAMELEN]
         address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
-        block.ints[NAMELEN] = NOT_ARRIVED
+        disown(block)
         incoming_pool.append(block)
         if unreturned is not None:
             unreturned.held = ancdata
@@ -330,6 +331,7 @@ def recvmsg_into(
         flags = c_int("flags", flags)
     block = ancdata = None
     rewind = False
+    copies: list[tuple[memoryview, bytearray]] = []
     unreturned = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
     try:
         try:
@@ -340,7 +342,7 @@ def recvmsg_into(
             block.iov.iov_base = keep = from_buffer(buffers[0])
             block.sizes[IOV_LEN] = len(buffers[0])
         else:
-            keep = scatter(block, buffers)
+            keep, copies = scatter(block, buffers)
             rewind = True
         room = control_room(block, ancbufsize) if ancbufsize != 0 else 0
         got = receive(sock, fd, block, room, flags)
@@ -349,8 +351,13 @@ def recvmsg_into(
         ancdata = ancillary(block, 2) if room else []
         namelen = ints[NAMELEN]
         address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
-        ints[NAMELEN] = NOT_ARRIVED
+        if room:
+            disown(block)
+        else:
+            ints[NAMELEN] = NOT_ARRIVED
         if rewind:
+            for view, memory in copies:
+                view[:] = memory
             block.msg.msg_iov, block.msg.msg_iovlen = block.iov, 1
         into_pool.append(block)
         if unreturned is not None:
