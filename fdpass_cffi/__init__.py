@@ -1,27 +1,33 @@
-"""Pass open file descriptors between processes over AF_UNIX sockets (SCM_RIGHTS)."""
+"""Pass open file descriptors between processes over AF_UNIX sockets (SCM_RIGHTS).
+
+The drop-ins are imported at once; what goes beyond `socket` when it is first asked for, so that a program
+which needs the drop-ins alone pays for no more.
+"""
 
 from __future__ import annotations
 
+from ._backend import BACKEND, CONSTANTS
+from .msg import CMSG_LEN, CMSG_SPACE, recv_fds, recvmsg, recvmsg_into, send_fds, sendmsg, sendmsg_afalg
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .batch import recv_messages, send_messages
+    from .creds import pass_credentials, pass_pidfd, pass_rights, peer_credentials, peer_pidfd
+    from .errors import LocalProtocolError, ProtocolError, TruncatedError
+    from .fd import OwnedFd
+    from .message import Credentials, Message, recv_message
+    from .sendall import sendall_fds
+
+    MSG_CMSG_CLOEXEC: int
+    SCM_CREDENTIALS: int
+    SCM_PIDFD: int
+    SCM_RIGHTS: int
+    SO_PASSCRED: int
+    SO_PASSPIDFD: int
+    SO_PASSRIGHTS: int
+    SO_PEERPIDFD: int
+
 __version__ = "0.1.0"
-
-from ._backend import BACKEND
-from .batch import recv_messages, send_messages
-from .creds import pass_credentials, pass_pidfd, pass_rights, peer_credentials, peer_pidfd
-from .errors import LocalProtocolError, ProtocolError, TruncatedError
-from .fd import OwnedFd
-from .message import Credentials, Message, recv_message
-from .msg import (
-    CMSG_LEN,
-    CMSG_SPACE,
-    recv_fds,
-    recvmsg,
-    recvmsg_into,
-    send_fds,
-    sendmsg,
-    sendmsg_afalg,
-)
-from .sendall import sendall_fds
-
 __all__ = [
     "BACKEND",
     "CMSG_LEN",
@@ -48,3 +54,42 @@ __all__ = [
     "sendmsg",
     "sendmsg_afalg",
 ]
+
+_WHERE = {
+    "batch": ("recv_messages", "send_messages"),
+    "creds": ("pass_credentials", "pass_pidfd", "pass_rights", "peer_credentials", "peer_pidfd"),
+    "errors": ("LocalProtocolError", "ProtocolError", "TruncatedError"),
+    "fd": ("OwnedFd",),
+    "message": ("Credentials", "Message", "recv_message"),
+    "sendall": ("sendall_fds",),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+# Those of the constants that `socket` lacks on some interpreter, where this platform has them.
+globals().update(
+    (name, CONSTANTS[name])
+    for name in (
+        "MSG_CMSG_CLOEXEC",
+        "SCM_CREDENTIALS",
+        "SCM_PIDFD",
+        "SCM_RIGHTS",
+        "SO_PASSCRED",
+        "SO_PASSPIDFD",
+        "SO_PASSRIGHTS",
+        "SO_PEERPIDFD",
+    )
+    if name in CONSTANTS
+)
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for; PEP 562."""
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f".{_MODULE[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE})

@@ -1,8 +1,7 @@
-"""Joins the pure address codec to the system: families, host names, interface names."""
+"""Joins the pure address codec to the system: host names, interface names. Imported when an address is met."""
 
 from __future__ import annotations
 
-import _socket
 import fcntl
 import os
 import socket
@@ -10,15 +9,12 @@ import struct
 
 from . import _sockaddr
 from ._backend import CONSTANTS
-from ._sock import SO_DOMAIN, Socket, getsockopt
+from ._sock import AF_UNIX, Socket, family, getsockopt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._sock import FileDescriptorLike
 
-AF_UNIX: int = int(socket.AF_UNIX)
-# The plain number: socket.socket.family makes an enum member of it, which takes ten times as long.
-socket_family = _socket.socket.family.__get__
 SO_PROTOCOL = CONSTANTS.get("SO_PROTOCOL")
 
 
@@ -44,15 +40,6 @@ class System:
     def if_indextoname(self, index: int) -> str:
         request = fcntl.ioctl(self.fd, SIOCGIFNAME, IFREQ.pack(b"", index))
         return os.fsdecode(IFREQ.unpack(request)[0].split(b"\0")[0])
-
-
-def family(sock: FileDescriptorLike, fd: int) -> int:
-    """The address family of `sock`; OSError (ENOTSOCK) if it is no socket."""
-    if isinstance(sock, Socket):
-        return int(socket_family(sock))
-    if SO_DOMAIN is None:  # Darwin and NetBSD have no way to ask, and refuse what Linux would lose
-        return int(getattr(sock, "family", AF_UNIX))
-    return getsockopt(fd, SO_DOMAIN)
 
 
 def protocol(sock: FileDescriptorLike, fd: int) -> int:

@@ -7,11 +7,9 @@ that an exception at any point between the syscall and their owner can close the
 from __future__ import annotations
 
 import os
-import warnings
 from array import array
 from errno import EINVAL, EOPNOTSUPP
 
-from ._address import AF_UNIX, family
 from ._arguments import buffer_size, control_size
 from ._backend import CONSTANTS, LAYOUT, ffi, lib
 from ._close import close_all, close_tail
@@ -33,7 +31,7 @@ from ._scratch import (
     Block,
     ints_at,
 )
-from ._sock import IN, failed, take_errno
+from ._sock import AF_UNIX, IN, failed, family, take_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,6 +138,13 @@ def disown(block: Block) -> None:
         block.extra = None
 
 
+def sender(sock: Any, fd: int, raw: bytes) -> object:
+    """The address in the struct sockaddr that the kernel wrote."""
+    from ._address import from_sockaddr
+
+    return from_sockaddr(sock, fd, raw)
+
+
 def items(block: Block) -> tuple[list[tuple[int, int, bytes]], bool]:
     """The control messages that arrived, each (cmsg_level, cmsg_type, data), and whether all were whole."""
     return parsed(ffi.buffer(ffi.cast("char *", block.msg.msg_control), block.lens[CONTROLLEN])[:])
@@ -208,6 +213,8 @@ def only_rights(block: Block, most: int, stacklevel: int) -> tuple[list[int], in
 
 def warn_malformed(stacklevel: int) -> None:
     """The warning of `socket` for a control message that claims more than there is."""
+    import warnings
+
     warnings.warn("received malformed or improperly-truncated ancillary data", RuntimeWarning, stacklevel + 1)
 
 

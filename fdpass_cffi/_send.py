@@ -13,7 +13,6 @@ import sys
 from array import array
 from errno import EBADF, EINVAL
 
-from ._address import AF_UNIX, to_sockaddr
 from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
 from ._scratch import (
     CMSG_LEN,
@@ -28,7 +27,7 @@ from ._scratch import (
     SOL_SOCKET,
     Block,
 )
-from ._sock import INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, take_errno
+from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, take_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -225,6 +224,8 @@ def put_control(block: Block, control: bytes | bytearray) -> object:
 
 def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object) -> None:
     """The destination, as the socket's family spells it."""
+    from ._address import to_sockaddr
+
     raw = to_sockaddr(sock, fd, address)
     if len(raw) >= NAME_ROOM:
         raise ValueError("address is too long")

@@ -6,6 +6,7 @@ object with fileno(), nothing is known but its descriptor: EAGAIN is a BlockingI
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import sys
@@ -32,6 +33,10 @@ INT_MAX = 0x7FFFFFFF
 IN, OUT = POLLIN, POLLOUT
 MSG_DONTWAIT = CONSTANTS["MSG_DONTWAIT"]
 SOL_SOCKET, SO_TYPE, SO_DOMAIN = CONSTANTS["SOL_SOCKET"], CONSTANTS["SO_TYPE"], CONSTANTS.get("SO_DOMAIN")
+
+AF_UNIX: int = int(socket.AF_UNIX)
+# The plain number: socket.socket.family makes an enum member of it, which takes ten times as long.
+socket_family = _socket.socket.family.__get__
 
 Timeout: type[OSError] = socket.timeout
 if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and callers catch either
@@ -145,3 +150,12 @@ def getsockopt(fd: int, option: int) -> int:
     value = ffi.new("int *")
     read_option(fd, SOL_SOCKET, option, value, ffi.sizeof("int"))
     return int(value[0])
+
+
+def family(sock: FileDescriptorLike, fd: int) -> int:
+    """The address family of `sock`; OSError (ENOTSOCK) if it is no socket."""
+    if isinstance(sock, Socket):
+        return int(socket_family(sock))
+    if SO_DOMAIN is None:  # Darwin and NetBSD have no way to ask, and refuse what Linux would lose
+        return int(getattr(sock, "family", AF_UNIX))
+    return getsockopt(fd, SO_DOMAIN)

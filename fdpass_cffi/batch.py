@@ -12,18 +12,17 @@ from errno import EINVAL, EOPNOTSUPP
 from itertools import accumulate
 
 from . import _vector as v
-from ._address import AF_UNIX, family, from_sockaddr
 from ._arguments import buffer_size, c_int, integer, most_fds
 from ._backend import LAYOUT, LINUX, WORD, ffi, lib
 from ._close import close_all
-from ._receive import MSG_CMSG_CLOEXEC, carried, parsed, warn_malformed
+from ._receive import MSG_CMSG_CLOEXEC, carried, parsed, sender, warn_malformed
 from ._scratch import CONTROL_ROOM, LEN, NAME_ROOM, NOT_ARRIVED, ONE_LEN, ONE_SPACE, OUTGOING_DATA, SCM_RIGHTS, SOL_SOCKET
-from ._send import MSG_NOSIGNAL, SOCK_STREAM, each, explain, exported, pack_fds
-from ._sock import IN, MSG_DONTWAIT, OUT, SO_TYPE, Socket, failed, fileno, getsockopt, take_errno
+from ._send import MSG_NOSIGNAL, SOCK_STREAM, each, exported, pack_fds
+from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, fileno, getsockopt, take_errno
 from ._truncated import truncated
 from .errors import TruncatedError
 from .fd import adopt, close_owned
-from .message import LOST, Message, lost, put_other, recv_message
+from .message import LOST, Message, drop_failed, lost, put_other, recv_message
 from .sendall import Sending
 
 TYPE_CHECKING = False
@@ -52,8 +51,10 @@ def send_messages(
     """Send `messages`, each (data, fds), in order; how many went, all but if the socket does not block or an error came.
 
     At most 1024 go in one call. Each is one message with at most 253 descriptors, which stay the caller's. An error
-    is raised only if the first one did not go: call again with the rest to learn of a later one's. A stream keeps
-    no bounds between messages, but what is sent of one is sent whole.
+    is raised if the first one did not go: call again with the rest to learn of a later one's. A stream keeps
+    no bounds between messages, but what is sent of one is sent whole, also on a non-blocking socket; if it cannot be
+    (the timeout, MSG_DONTWAIT, the peer is gone), the exception has `messages_sent`, how many went whole, and
+    of the next one `bytes_sent` and `fds_sent`. Errors otherwise as `sendall_fds`; sendmmsg(2).
 
     >>> import socket
     >>> a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -75,7 +76,7 @@ def send_messages(
         if family(sock, fd) != AF_UNIX:
             raise ValueError(NOT_UNIX)
         vector, datas, fds = quick
-        sent = dispatch(sock, fd, vector, datas, fds.tobytes(), flags)
+        sent = dispatch(sock, fd, vector, datas, fds[:1].tobytes(), flags)
         if len(_one_each) < KEPT:
             vector.kept = None
             _one_each.append(vector)
@@ -90,18 +91,28 @@ def send_messages(
 
 
 def dispatch(sock: FileDescriptorLike, fd: int, vector: v.Vector, parts: list[Any], raw: bytes, flags: int) -> int:
-    """sendmmsg(2), waited for; how many went. `parts` are the messages' data, `raw` descriptors for an error to name."""
-    deadline = None
+    """sendmmsg(2), waited for; how many went. `parts` are the messages' data, `raw` the first one's descriptors."""
+    waiting = Sending(sock, fd, b"", raw, flags)
     while True:
         sent: int = lib_sendmmsg(fd, vector.vec, len(parts), flags | MSG_NOSIGNAL)  # type: ignore[misc]
         if sent >= 0:
             break
-        try:
-            deadline = failed(take_errno(), sock, fd, OUT, flags, deadline)
-        except OSError as error:
-            raise explain(error, fd, raw) from None
-    finish(sock, fd, parts[sent - 1], vector.ints[((sent - 1) * v.HEADER + v.MSG_LEN) // 4], flags)
+        waiting.retry(take_errno(), raw)
+    part, size = parts[sent - 1], vector.ints[((sent - 1) * v.HEADER + v.MSG_LEN) // 4]
+    if 0 < size < len(part):  # a stream socket took it in part; the descriptors went with its first byte
+        part = exported(part, "data") if isinstance(part, bytes) else part
+        whole_or_told(Sending(sock, fd, part, b"", flags, sent=size), sent - 1)
     return sent
+
+
+def whole_or_told(sending: Sending, whole: int) -> None:
+    """Send what is left of a message; an exception is told how many went whole before it, and how much of it."""
+    try:
+        sending.run()
+    except BaseException as error:
+        sending.tell(error)
+        error.messages_sent = whole  # type: ignore[attr-defined]
+        raise
 
 
 def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes], array[int]] | None:
@@ -111,6 +122,8 @@ def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes], array[int]] | None
     """
     try:
         datas, lists = zip(*given)
+        if set(map(len, given)) != {2}:
+            return None
         sizes = list(map(len, datas))
         ones = [fds[0] for fds in lists]
         same = set(map(type, datas)) == {bytes} and set(map(type, ones)) == {int} and set(map(len, lists)) == {1}
@@ -185,23 +198,18 @@ def filled(outgoing: list[Outgoing]) -> v.Vector:
     return vector
 
 
-def finish(sock: FileDescriptorLike, fd: int, part: Any, sent: int, flags: int) -> None:
-    """Send the rest of a message that a stream socket took in part; the descriptors went with its first byte."""
-    if 0 < sent < len(part):
-        rest = Sending(sock, fd, exported(part, "data") if isinstance(part, bytes) else part, b"", flags, None, [])
-        rest.sent = sent
-        rest.run()
-
-
 def send_one_by_one(
     sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing], flags: int
 ) -> int:
     """The same by sendmsg(2)."""
     for sent, (part, raw, _) in enumerate(outgoing):
+        sending = Sending(sock, fd, part, raw, flags)
+        sending.at_once = max(len(raw), 1)  # one message is one message
+        sending.patient = not sent
         try:
-            Sending(sock, fd, part, raw, flags, None, []).run()
+            whole_or_told(sending, sent)
         except OSError:
-            if not sent:
+            if sending.started() or not sent:
                 raise
             return sent
     return len(outgoing)
@@ -247,7 +255,7 @@ def recv_one_by_one(
             waiting = flags | MSG_DONTWAIT
             if ends(fd, found[-1]):
                 break
-    except BlockingIOError:
+    except OSError:  # nothing more for now, or an error that must not cost what came before
         if not found:
             raise
     except BaseException:
@@ -296,7 +304,7 @@ class Arrivals:
         if shape != self.shape:
             self.vector, self.pristine = self.new()
         vector = self.vector
-        self.starts = range(vector.datas, vector.datas + n * vector.data, vector.data or 1)
+        self.starts = [vector.datas + i * vector.data for i in range(n)]
 
     def new(self) -> tuple[v.Vector, bytes]:
         """A vector with every entry ready, and its headers' bytes, by which it is made so again."""
@@ -393,9 +401,9 @@ class Arrivals:
     def address(self, sock: FileDescriptorLike, fd: int, i: int, size: int) -> object:
         """The sender of entry i."""
         start = self.vector.names + i * NAME_ROOM
-        return from_sockaddr(sock, fd, self.vector.bytes[start : start + size])
+        return sender(sock, fd, self.vector.bytes[start : start + size])
 
-    def entry(self, i: int) -> Entry:
+    def entry(self, i: int, warn: bool = True) -> Entry:
         """The descriptors and pidfds of entry i, and its control messages where there is anything else."""
         vector = self.vector
         control = vector.controls + i * vector.control
@@ -403,9 +411,12 @@ class Arrivals:
         if not used:
             return [], [], None
         other, all_whole = parsed(vector.bytes[control : control + used])
-        if not all_whole:
+        if warn and not all_whole:
             warn_malformed(4)
-        return (*carried(other), other)
+        rights, pidfds = carried(other)
+        if pidfds and min(pidfds) < 0:
+            vector.ints[i * v.HEADER // 4 + v.FLAGS] |= drop_failed(pidfds)
+        return rights, pidfds, other
 
     def keep(self) -> None:
         """Make the vector as it was, so that it says no more that anything came, and put it into its pool."""
@@ -419,6 +430,6 @@ class Arrivals:
         if self.fds is None:
             ints = self.vector.ints
             came = [i for i in range(self.n) if ints[i * v.HEADER // 4 + v.NAMELEN] != NOT_ARRIVED]
-            self.fds = [one for i in came for part in self.entry(i)[:2] for one in part]
+            self.fds = [one for i in came for part in self.entry(i, False)[:2] for one in part]
         close_all(self.fds)
         close_owned(self.owned)

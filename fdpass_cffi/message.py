@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections import namedtuple
+from errno import EMFILE, ENFILE
 
-from ._address import from_sockaddr
 from ._arguments import c_int, most_fds
 from ._backend import CONSTANTS
-from ._receive import MSG_CMSG_CLOEXEC, abandon, ancillary, bring, carried, only_item
+from ._receive import MSG_CMSG_CLOEXEC, abandon, ancillary, bring, carried, only_item, sender
 from ._scratch import CONTROL_ROOM, CONTROLLEN, FLAGS, NAMELEN, NOT_ARRIVED, SOL_SOCKET, incoming, incoming_pool
 from ._sock import Socket, fileno
 from ._truncated import truncated
@@ -67,13 +67,17 @@ class Message:
 
     def close(self) -> None:
         """Close every descriptor that is still owned here."""
-        for owned in self.fds:
-            try:
-                owned.close()
-            except OSError:  # the descriptor is gone all the same
-                continue
-        if self.pidfd is not None:
-            self.pidfd.close()
+        try:
+            for owned in self.fds:
+                try:
+                    owned.close()
+                except OSError:  # the descriptor is gone all the same
+                    continue
+            if self.pidfd is not None:
+                self.pidfd.close()
+        except BaseException:  # a signal handler's: close the rest first
+            close_owned(self.fds if self.pidfd is None else [*self.fds, self.pidfd])
+            raise
 
     def __enter__(self) -> Message:
         return self
@@ -112,7 +116,7 @@ def recv_message(
     >>> a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
-    if type(flags) is not int or flags >> 31:
+    if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     if type(maxfds) is not int or maxfds < 0:
         maxfds = most_fds(maxfds)
@@ -137,13 +141,18 @@ def recv_message(
                 other = ancillary(block, 2)
                 rights, pidfds = carried(other)
                 fds = rights + pidfds
+                if pidfds and min(pidfds) < 0:
+                    msg_flags |= drop_failed(pidfds, fds)
         namelen = ints[NAMELEN]
-        address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
+        address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
         incoming_pool.append(block)
         count = len(fds) - len(pidfds) if pidfds else len(fds)
         if count > maxfds or (msg_flags & LOST and lost(msg_flags, flags)):
-            raise truncated(msg_flags, data, count, maxfds, CONTROL_ROOM - used)
+            owned = adopt(fds)  # first of all, in case that a second exception comes into the making of this one
+            error = truncated(msg_flags, data, count, maxfds, CONTROL_ROOM - used)
+            close_owned(owned)
+            raise error
         owned = adopt(fds) if fds else []
         message = Message(data, owned, msg_flags, address)
         if other is not None:
@@ -158,6 +167,17 @@ def recv_message(
 def lost(msg_flags: int, flags: int) -> int:
     """Whether something is gone for good: a peeked datagram is not, and with MSG_TRUNC the caller asked for it."""
     return msg_flags & MSG_CTRUNC or (msg_flags & MSG_TRUNC and not flags & (MSG_PEEK | MSG_TRUNC))
+
+
+def drop_failed(*lists: list[int]) -> int:
+    """Take out what is negative: the kernel's -errno in the place of a pidfd which it could not make.
+
+    MSG_CTRUNC if it was for want of room in a table; else 0: the sender is gone, and there is nothing to refer to.
+    """
+    full = -EMFILE in lists[0] or -ENFILE in lists[0]
+    for numbers in lists:
+        numbers[:] = [number for number in numbers if number >= 0]
+    return MSG_CTRUNC if full else 0
 
 
 def put_other(message: Message, ancdata: list[tuple[int, int, bytes]], pidfds: int) -> None:

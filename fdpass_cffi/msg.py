@@ -10,7 +10,6 @@ import sys
 from errno import EAFNOSUPPORT
 from struct import Struct
 
-from ._address import AF_UNIX, family, from_sockaddr, socket_family
 from ._arguments import INT_MAX, c_int, integer, most_fds
 from ._backend import CONSTANTS, LAYOUT, ffi
 from ._receive import (
@@ -23,10 +22,12 @@ from ._receive import (
     data_room,
     disown,
     lib_recvmsg,
+    only_item,
     only_rights,
     receive,
     receive_again,
     received_data,
+    sender,
 )
 from ._close import close_tail
 from ._scratch import (
@@ -48,7 +49,6 @@ from ._scratch import (
     SOL_SOCKET,
     incoming,
     incoming_pool,
-    ints_at,
     into_pool,
     outgoing,
     outgoing_pool,
@@ -69,7 +69,7 @@ from ._send import (
     transmit,
     transmit_again,
 )
-from ._sock import Socket, fileno
+from ._sock import AF_UNIX, Socket, family, fileno, socket_family
 from ._unreturned import ALWAYS, Unreturned, gettrace
 
 TYPE_CHECKING = False
@@ -83,7 +83,6 @@ if TYPE_CHECKING:
     Ancillary = list[tuple[int, int, bytes]]
 
 MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
-CMSG_HEADER, CMSG_ALIGN = LAYOUT.data, LAYOUT.align
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 U32 = Struct("=I")
 _audit, from_buffer = sys.audit, ffi.from_buffer
@@ -118,7 +117,7 @@ def send_fds(
     else:
         fd = fileno(sock, "sendmsg")
         domain = family(sock, fd)
-    if type(flags) is not int or flags >> 31:
+    if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     try:
         block = outgoing_pool.pop()
@@ -135,6 +134,7 @@ def send_fds(
         keep = None
     else:
         keep = gather(block, buffers)
+        size = block.sizes[IOV_LEN]
     raw: bytes | None = None
     if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
         block.ints[CMSG_DATA] = one
@@ -144,7 +144,7 @@ def send_fds(
         big = put_rights(block, raw)
         if big is not None:
             keep = keep, big
-    if domain != AF_UNIX or not block.sizes[IOV_LEN]:
+    if domain != AF_UNIX or not size:
         check_rights(domain, fd, block, raw)
     if address is not None:
         put_address(block, sock, fd, address)
@@ -183,7 +183,7 @@ def sendmsg(
     >>> a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
-    if type(flags) is not int or flags >> 31:
+    if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     control = packed(ancdata) if ancdata != () else b""
     return send_control(sock, fd, buffers, control, flags, address)
@@ -233,7 +233,7 @@ def recv_fds(
     `recv_message` raises instead.
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
-    if type(flags) is not int or flags >> 31:
+    if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     if type(maxfds) is not int or maxfds < 0:
         maxfds = most_fds(maxfds)
@@ -261,20 +261,23 @@ def recv_fds(
         if not used:
             fds = []
         elif (
-            ints[CMSG_TYPE] == SCM_RIGHTS
+            used == ONE_SPACE
+            and lens[CMSG_LEN_AT] == ONE_LEN
+            and ints[CMSG_TYPE] == SCM_RIGHTS
             and ints[CMSG_LEVEL] == SOL_SOCKET
-            and 0 <= used - lens[CMSG_LEN_AT] < CMSG_ALIGN
-            and (count := (lens[CMSG_LEN_AT] - CMSG_HEADER) >> 2) <= maxfds
+            and maxfds
             and MSG_CMSG_CLOEXEC
         ):
-            fds = [ints[CMSG_DATA]] if count == 1 else ints_at(block, CMSG_DATA, count)
+            fds = [ints[CMSG_DATA]]
         else:
-            fds, keep, surplus = only_rights(block, maxfds, 2)
-            close_tail(fds, keep)
-            if surplus:
-                msg_flags |= MSG_CTRUNC
+            fds = only_item(block)
+            if fds is None or len(fds) > maxfds:
+                fds, keep, surplus = only_rights(block, maxfds, 2)
+                close_tail(fds, keep)
+                if surplus:
+                    msg_flags |= MSG_CTRUNC
         namelen = ints[NAMELEN]
-        address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
+        address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
         incoming_pool.append(block)
         if unreturned is not None:
@@ -294,7 +297,7 @@ def recvmsg(
     honoured on a socket with a timeout. The caller owns every descriptor in `ancdata`.
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
-    if type(flags) is not int or flags >> 31:
+    if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     block = ancdata = None
     unreturned = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
@@ -308,7 +311,7 @@ def recvmsg(
         msg_flags = block.ints[FLAGS] & SHOWN
         ancdata = ancillary(block, 2) if room else []
         namelen = block.ints[NAMELEN]
-        address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
+        address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         disown(block)
         incoming_pool.append(block)
         if unreturned is not None:
@@ -327,7 +330,7 @@ def recvmsg_into(
     With MSG_TRUNC in `flags`, nbytes is a datagram's whole length, which may be more than there was room for.
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
-    if type(flags) is not int or flags >> 31:
+    if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     block = ancdata = None
     rewind = False
@@ -350,7 +353,7 @@ def recvmsg_into(
         msg_flags = ints[FLAGS] & SHOWN
         ancdata = ancillary(block, 2) if room else []
         namelen = ints[NAMELEN]
-        address = from_sockaddr(sock, fd, block.name[0:namelen]) if namelen else None
+        address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         if room:
             disown(block)
         else:

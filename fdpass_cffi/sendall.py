@@ -7,7 +7,6 @@ import sys
 from errno import EAGAIN, EINTR, ENOMEM, ETIMEDOUT, ETOOMANYREFS, EWOULDBLOCK
 from time import monotonic, sleep
 
-from ._address import AF_UNIX, family
 from ._arguments import c_int
 from ._backend import LAYOUT
 from ._scratch import SCM_RIGHTS, SOL_SOCKET, Block, outgoing, outgoing_pool
@@ -24,7 +23,20 @@ from ._send import (
     put_control,
     spread,
 )
-from ._sock import MSG_DONTWAIT, OUT, SO_TYPE, Socket, Timeout, fileno, getsockopt, os_error, take_errno, wait
+from ._sock import (
+    AF_UNIX,
+    MSG_DONTWAIT,
+    OUT,
+    SO_TYPE,
+    Socket,
+    Timeout,
+    family,
+    fileno,
+    getsockopt,
+    os_error,
+    take_errno,
+    wait,
+)
 from .message import SCM_CREDENTIALS, UCRED, Credentials
 
 TYPE_CHECKING = False
@@ -37,7 +49,7 @@ if TYPE_CHECKING:
 
 INT = 4  # bytes
 FOREVER = float("inf")
-_taken_at_once = SCM_MAX_FD  # descriptors; musl's sendmsg turned out to take fewer, wherever this is less
+AT_ONCE = (252, 244)  # descriptors that musl's sendmsg has room for: without credentials, and with them
 
 
 def sendall_fds(
@@ -77,7 +89,7 @@ def sendall_fds(
     try:
         sending.run()
     except BaseException as error:
-        error.bytes_sent, error.fds_sent = sending.sent, sending.passed // INT  # type: ignore[attr-defined]
+        sending.tell(error)
         raise
 
 
@@ -105,26 +117,40 @@ class Sending:
     """One sendall_fds under way: what has gone, what is left, and until when it may take."""
 
     def __init__(
-        self, sock: FileDescriptorLike, fd: int, part: Any, raw: bytes, flags: int, address: object, extra: Any
+        self,
+        sock: FileDescriptorLike,
+        fd: int,
+        part: Any,
+        raw: bytes,
+        flags: int,
+        address: object = None,
+        extra: Any = (),
+        sent: int = 0,
     ) -> None:
-        self.sock, self.fd, self.flags, self.address, self.extra = sock, fd, flags, address, extra
+        self.sock, self.fd, self.flags, self.address, self.extra = sock, fd, flags, address, list(extra)
         self.part, self.raw = part, raw
-        self.sent = 0  # bytes of `part`
+        self.sent = sent  # bytes of `part`
         self.passed = 0  # bytes of `raw`, INT for each descriptor
-        self.at_once = _taken_at_once
+        self.at_once = SCM_MAX_FD
+        self.patient = True  # whether to wait before anything was sent
         self.deadline: float | None = None
+        # What each sendmsg(2) returned and the size of its descriptors, since an exception may come before
+        # `sent` and `passed` are set. A call that is still to return has a size only.
+        self.results, self.sizes = [sent], [0]
 
     def check(self) -> None:
         """ValueError if what is left cannot be sent whole."""
         count, size = (len(self.raw) - self.passed) // INT, len(self.part) - self.sent
-        if not count:
+        if not count and not self.extra:
             return
         if family(self.sock, self.fd) != AF_UNIX:
-            raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
+            what = "descriptors" if count else "credentials"
+            raise ValueError(f"sock is not an AF_UNIX socket: {what} do not pass over any other")
         messages = -(-count // self.at_once)
         least = messages if messages > 1 else self.is_stream()
         if size < least:
-            raise ValueError(f"data: {count} descriptors take at least {least} bytes of it, not {size}")
+            what = f"{count} descriptors" if count else "credentials"
+            raise ValueError(f"data: {what} take at least {least} bytes of it, not {size}")
 
     def is_stream(self) -> bool:
         return getsockopt(self.fd, SO_TYPE) == SOCK_STREAM
@@ -152,10 +178,14 @@ class Sending:
             block = outgoing()
         keep = self.fill(block, start, size, rights)
         while True:
-            sent = lib_sendmsg(self.fd, block.msg, self.flags | MSG_NOSIGNAL)
+            self.sizes.append(len(rights))
+            self.results.extend(map(lib_sendmsg, (self.fd,), (block.msg,), (self.flags | MSG_NOSIGNAL,)))  # no bytecode
+            sent = self.results[-1]
             if sent >= 0:
                 break
             code = take_errno()
+            self.results.pop()
+            self.sizes.pop()
             if code == ENOMEM and self.fewer(len(rights) // INT):
                 return None
             self.retry(code, rights)
@@ -174,15 +204,27 @@ class Sending:
         return keep
 
     def fewer(self, count: int) -> bool:
-        """Whether to try again with fewer descriptors at once: musl's sendmsg says ENOMEM for what glibc's passes on."""
-        global _taken_at_once
+        """Whether to try again with fewer descriptors at once: musl's sendmsg says ENOMEM where glibc's does not."""
         if count < 2:
             return False
-        self.at_once = count // 2
-        if not self.extra:
-            _taken_at_once = min(_taken_at_once, self.at_once)
-        self.check()
+        self.at_once = next(n for n in (*AT_ONCE, count // 2) if n < count)
+        try:
+            self.check()
+        except ValueError:
+            if self.started():
+                return False
+            raise
         return True
+
+    def started(self) -> bool:
+        """Whether something has gone already."""
+        return bool(self.sent or self.passed)
+
+    def tell(self, error: BaseException) -> None:
+        """Put on an exception what the kernel had accepted until then."""
+        done = [(sent, size) for sent, size in zip(self.results, self.sizes) if sent >= 0]
+        error.bytes_sent = sum([sent for sent, _ in done])  # type: ignore[attr-defined]
+        error.fds_sent = sum([size for _, size in done]) // INT  # type: ignore[attr-defined]
 
     def retry(self, code: int, rights: bytes) -> None:
         """Wait until it makes sense to try again, or raise."""
@@ -190,9 +232,9 @@ class Sending:
             return
         full = code == ETOOMANYREFS
         waiting = (full or code in (EAGAIN, EWOULDBLOCK)) and not self.flags & MSG_DONTWAIT
+        waiting = waiting and (self.patient or self.started())
         timeout = self.timeout() if waiting else 0
-        started = bool(self.sent or self.passed)
-        if not waiting or (timeout == 0 and not started) or (timeout is None and not full):
+        if not waiting or (timeout == 0 and not self.started()) or (timeout is None and not full):
             raise explain(os_error(code, self.fd), self.fd, rights)
         if self.deadline is None:
             self.deadline = monotonic() + timeout if timeout else FOREVER
