@@ -302,7 +302,7 @@ def close_owned(owners: Iterable[OwnedFd]) -> None:
 
 
 def _owner_of(source: Iterator[int]) -> OwnedFd:
-    """The owner of the one integer that `source` makes, or moves from somewhere else: it has it as soon as it is made."""
+    """The owner of the one integer that `source` makes or takes from elsewhere, and which it has in the same step."""
     owner = _new(OwnedFd)
     cell: list[int] = []
     owner._cell = cell
