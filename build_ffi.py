@@ -157,6 +157,13 @@ def have_compiler() -> bool:
     return shutil.which(command.split()[0]) is not None
 
 
+def platform_tag() -> str:
+    """The wheel tag of this machine as pip reads it; sysconfig takes a 32-bit interpreter for the kernel's machine."""
+    from packaging.tags import platform_tags
+
+    return next(tag for tag in platform_tags() if not tag.startswith(("manylinux", "musllinux")))
+
+
 if BuildHookInterface is not None:
 
     class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -165,9 +172,11 @@ if BuildHookInterface is not None:
         PLUGIN_NAME = "custom"
 
         def dependencies(self) -> list[str]:
+            """What compiling needs."""
             return ["cffi>=1.15; platform_python_implementation != 'PyPy'", "setuptools"]
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+            """Compile, and say where in the wheel the module goes and whom the wheel fits."""
             if self.target_name != "wheel" or version == "editable":
                 return
             self._folder = tempfile.TemporaryDirectory()
@@ -176,16 +185,17 @@ if BuildHookInterface is not None:
             build_data["pure_python"] = False
             build_data["infer_tag"] = not stable_abi()
             if stable_abi():
-                platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-                build_data["tag"] = f"cp39-abi3-{platform}"
+                build_data["tag"] = f"cp39-abi3-{platform_tag()}"
 
         def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+            """Remove what initialize made."""
             folder = getattr(self, "_folder", None)
             if folder is not None:
                 folder.cleanup()
 
 
 def main(argv: list[str]) -> int:
+    """Run as a script: 0, 1 if _abi.py is stale, 2 for wrong arguments."""
     if argv == ["--check"]:
         current = abi_is_current()
         print(f"{PACKAGE}/_abi.py is {'current' if current else 'stale: run python build_ffi.py'}")
