@@ -48,7 +48,7 @@ class DemoError(Exception):
 
 
 class Outcome:
-    """What came of the exchange: the table's rows, (name, reason) of each file that is missing, what the server said."""
+    """What came of it: the table's rows, (name, reason) of each file that is missing, what the server said."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, ...]] = []
@@ -83,7 +83,7 @@ def run(names: Sequence[str], patience: float = PATIENCE) -> int:
 
 def short_folder() -> str | None:
     """Where to make the folder: None, the usual place, unless a socket path there would be too long."""
-    return None if len(os.fsencode(tempfile.gettempdir())) <= LONGEST_PATH - 24 else "/tmp"
+    return None if len(os.fsencode(tempfile.gettempdir())) <= LONGEST_PATH - 24 else "/tmp"  # noqa: S108 - mkdtemp picks the name
 
 
 def samples(folder: str) -> list[str]:
@@ -122,7 +122,7 @@ def run_server(listener: socket.socket, folder: str, patience: float) -> NoRetur
         status = 0
     except ConnectionError:
         pass  # the client has gone, and will have said why
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the user is told
         complain(f"server: {error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
