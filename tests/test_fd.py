@@ -799,7 +799,7 @@ def test_an_exception_at_any_boundary_neither_leaks_nor_closes_twice(scenario, e
 def test_an_exception_in_the_finalizer_leaks_before_its_try_alone(unraisable):
     """From the `try` of __del__ on, the descriptor is closed whatever is raised; before it nothing can be done."""
     code = OwnedFd.__del__.__code__
-    entry = {code.co_firstlineno, min(line for _, line in findlinestarts(code) if line and line > code.co_firstlineno)}
+    lines = {code.co_firstlineno, *(line for _, line in findlinestarts(code) if line)}
     leaked = []
 
     def run(at: int) -> Striker:
@@ -813,7 +813,7 @@ def test_an_exception_in_the_finalizer_leaks_before_its_try_alone(unraisable):
         return striker
 
     sweep(run)
-    assert set(leaked) <= entry
+    assert set(leaked) <= set(sorted(lines)[:3])  # 3.14 covers a `try` from its second bytecode on
     assert len(leaked) <= 2
 
 
