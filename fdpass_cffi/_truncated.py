@@ -52,6 +52,12 @@ def _table_full() -> int:
 def open_descriptors(limit: int) -> int | None:
     """How many descriptors this process has open; None if it cannot be counted without one."""
     try:
+        size = os.stat("/proc/self/fd").st_size  # since Linux 6.2 their number; 0 before
+        if size:
+            return size
+    except OSError:
+        pass
+    try:
         return len(os.listdir("/proc/self/fd")) - 1
     except OSError:
         pass

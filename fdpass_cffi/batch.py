@@ -204,7 +204,7 @@ def send_one_by_one(
     """The same by sendmsg(2)."""
     for sent, (part, raw, _) in enumerate(outgoing):
         sending = Sending(sock, fd, part, raw, flags)
-        sending.at_once = max(len(raw), 1)  # one message is one message
+        sending.at_once = sys.maxsize  # one message is one message
         sending.patient = not sent
         try:
             whole_or_told(sending, sent)

@@ -147,7 +147,7 @@ class Sending:
             what = "descriptors" if count else "credentials"
             raise ValueError(f"sock is not an AF_UNIX socket: {what} do not pass over any other")
         messages = -(-count // self.at_once)
-        least = messages if messages > 1 else self.is_stream()
+        least = messages if messages > 1 else int(self.is_stream())
         if size < least:
             what = f"{count} descriptors" if count else "credentials"
             raise ValueError(f"data: {what} take at least {least} bytes of it, not {size}")
@@ -205,7 +205,7 @@ class Sending:
 
     def fewer(self, count: int) -> bool:
         """Whether to try again with fewer descriptors at once: musl's sendmsg says ENOMEM where glibc's does not."""
-        if count < 2:
+        if count < 2 or self.at_once > SCM_MAX_FD:  # one message, which must not become two
             return False
         self.at_once = next(n for n in (*AT_ONCE, count // 2) if n < count)
         try:

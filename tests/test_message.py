@@ -1,0 +1,226 @@
+"""Message and recv_message: what came is there, owned, in the field it belongs to, and closed if it was not taken."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+import pytest
+from kernel import needs_credentials, needs_pidfd
+from support import SOL_SOCKET, alarm, descriptors, identities, identity, open_numbers, pair, rights
+
+KINDS = [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]
+SO_TIMESTAMP = 29 if struct.calcsize("P") == 8 else None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 252, 253])
+def test_data_and_descriptors_arrive_owned_and_close_on_exec(fdpass, kind, count):
+    """All that was sent comes, in order, each in an OwnedFd of its own that is not inherited across exec."""
+    with pair(kind) as (a, b), descriptors(count) as sent:
+        a.sendmsg([b"some data"], rights(sent) if count else [])
+        with fdpass.recv_message(b, 100, count) as message:
+            numbers = [owned.fileno() for owned in message.fds]
+            assert (b"some data", identities(sent)) == (message.data, identities(numbers))
+            assert {False} >= {os.get_inheritable(number) for number in numbers}
+            assert {fdpass.OwnedFd} >= {type(owned) for owned in message.fds}
+            assert (None, None, None, []) == (message.credentials, message.pidfd, message.security, message.ancdata)
+            assert 0 == message.flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC | 0x40000000)
+        assert all(owned.closed for owned in message.fds)
+        assert not set(numbers) & open_numbers()
+
+
+def test_what_was_taken_stays_open(fdpass):
+    """The end of the block closes what is left and nothing that was taken, popped or closed before."""
+    with pair() as (a, b), descriptors(4) as sent:
+        a.sendmsg([b"x"], rights(sent))
+        with fdpass.recv_message(b, 1, 4) as message:
+            popped = message.fds.pop()
+            taken = message.fds[0].detach()
+            message.fds[1].close()
+            left = message.fds[2].fileno()
+        assert identity(sent[3]) == identity(popped.fileno())
+        assert identity(sent[0]) == identity(taken)
+        assert left not in open_numbers()
+        popped.close()
+        os.close(taken)
+        message.close()  # a second time: nothing happens
+
+
+def test_an_exception_in_the_block_closes_all(fdpass):
+    """The block is left by an exception, and everything is closed."""
+    with pair() as (a, b), descriptors(3) as sent:
+        a.sendmsg([b"x"], rights(sent))
+        with pytest.raises(ZeroDivisionError), fdpass.recv_message(b, 1, 3) as message:
+            raise ZeroDivisionError
+        assert [True] * 3 == [owned.closed for owned in message.fds]
+
+
+def test_one_that_cannot_be_closed_does_not_keep_the_others_open(fdpass):
+    """close() goes on behind a number that somebody else closed."""
+    with pair() as (a, b), descriptors(3) as sent:
+        a.sendmsg([b"x"], rights(sent))
+        message = fdpass.recv_message(b, 1, 3)
+        os.close(message.fds[0].fileno())
+        message.close()
+        assert [True] * 3 == [owned.closed for owned in message.fds]
+
+
+def test_the_end_of_a_stream_is_an_empty_message(fdpass):
+    """After the peer closed: no data, no descriptors, no error."""
+    with pair() as (a, b):
+        a.close()
+        message = fdpass.recv_message(b, 10, 1)
+        assert (b"", []) == (message.data, message.fds)
+
+
+def test_a_sender_has_an_address(fdpass):
+    """`address` is what `socket` gives: the name that the sender is bound to."""
+    with pair(socket.SOCK_DGRAM) as (a, b), descriptors(1) as sent:
+        a.bind(b"\0fdpass" + os.urandom(6))
+        a.sendmsg([b"x"], rights(sent))
+        with fdpass.recv_message(b, 1, 1) as message:
+            assert a.getsockname() == message.address
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_peeking_gives_a_duplicate_each_time(fdpass, kind):
+    """With MSG_PEEK descriptors come, are closed, and come again."""
+    with pair(kind) as (a, b), descriptors(2) as sent:
+        a.sendmsg([b"some data"], rights(sent))
+        for flags in (socket.MSG_PEEK, socket.MSG_PEEK, 0):
+            with fdpass.recv_message(b, 100, 2, flags) as message:
+                assert b"some data" == message.data
+                assert identities(sent) == identities([owned.fileno() for owned in message.fds])
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_part_of_a_datagram_may_be_asked_for(fdpass, kind):
+    """MSG_PEEK, which loses nothing, and MSG_TRUNC, which says so, are no TruncatedError."""
+    with pair(kind) as (a, b):
+        a.send(b"long message")
+        for flags in (socket.MSG_PEEK, socket.MSG_TRUNC):
+            message = fdpass.recv_message(b, 4, 0, flags)
+            assert (b"long", socket.MSG_TRUNC) == (message.data, message.flags & socket.MSG_TRUNC)
+
+
+def test_flags_and_timeouts_are_honoured(fdpass):
+    """MSG_DONTWAIT, a timeout and a non-blocking socket do what they do in `socket`; so do an int and an object."""
+    with pair() as (a, b), alarm(20):
+        with pytest.raises(BlockingIOError):
+            fdpass.recv_message(b, 1, 1, socket.MSG_DONTWAIT)
+        b.settimeout(0.01)
+        with pytest.raises(TimeoutError) as caught:
+            fdpass.recv_message(b, 1, 1)
+        assert isinstance(caught.value, socket.timeout)
+        b.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            fdpass.recv_message(b, 1, 1)
+        a.send(b"xyz")
+        assert b"x" == fdpass.recv_message(b.fileno(), 1, 0).data
+        with fdpass.OwnedFd(os.dup(b.fileno())) as other:
+            assert b"y" == fdpass.recv_message(other, 1, 0).data
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        ((-1, 1), ValueError),
+        ((1, -1), ValueError),
+        (("1", 1), TypeError),
+        ((1, 1.0), TypeError),
+        ((1, 1, "x"), TypeError),
+        ((1, 1, 1 << 31), OverflowError),
+        ((1 << 64, 1), OverflowError),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_received(fdpass, args, error):
+    """The error names what is wrong, and the message is still there."""
+    with pair() as (a, b):
+        a.send(b"x")
+        with pytest.raises(error):
+            fdpass.recv_message(b, *args)
+        assert b"x" == b.recv(1, socket.MSG_DONTWAIT)
+
+
+def test_large_data(fdpass):
+    """More bytes than a pooled block holds come whole."""
+    with pair(socket.SOCK_SEQPACKET) as (a, b), descriptors(1) as sent:
+        a.setsockopt(SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        data = os.urandom(100_000)
+        a.sendmsg([data], rights(sent))
+        with fdpass.recv_message(b, 200_000, 1) as message:
+            assert (data, 1) == (message.data, len(message.fds))
+
+
+@needs_pidfd
+def test_everything_the_kernel_adds_and_253_descriptors(fdpass):
+    """With credentials, a pidfd, a security label and timestamps on, 253 descriptors still come whole."""
+    with pair() as (a, b), descriptors(253) as sent:
+        fdpass.pass_credentials(b)
+        fdpass.pass_pidfd(b)
+        b.setsockopt(SOL_SOCKET, 34 if SOL_SOCKET == 1 else 0x001D, 1)  # SO_PASSSEC; no label without a security module
+        if SO_TIMESTAMP:
+            b.setsockopt(SOL_SOCKET, SO_TIMESTAMP, 1)
+        a.sendmsg([b"x"], rights(sent))
+        with fdpass.recv_message(b, 1, 253) as message:
+            assert identities(sent) == identities([owned.fileno() for owned in message.fds])
+            assert (os.getpid(), os.getuid(), os.getgid()) == message.credentials
+            assert "pidfd" in repr(message.pidfd)
+            assert isinstance(message.security, (bytes, type(None)))
+        assert message.pidfd.closed
+
+
+def test_a_security_label_and_others_get_their_fields(fdpass):
+    """SCM_SECURITY goes to `.security`, what has no field to `.ancdata` with its level and type."""
+    message = fdpass.Message(b"", [])
+    fdpass.message.put_other(message, [(SOL_SOCKET, 3, b"label\0"), (41, 50, b"other"), (SOL_SOCKET, 29, b"t")], 0)
+    assert b"label\0" == message.security
+    assert [(41, 50, b"other"), (SOL_SOCKET, 29, b"t")] == message.ancdata
+
+
+def test_control_messages_of_other_families_are_kept(fdpass):
+    """Over UDP a type of service asked for comes in `.ancdata`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as b:
+        b.bind(("127.0.0.1", 0))
+        b.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        a.sendto(b"x", b.getsockname())
+        message = fdpass.recv_message(b, 1, 5)
+        assert (b"x", []) == (message.data, message.fds)
+        ((level, kind, value),) = message.ancdata
+        assert (socket.IPPROTO_IP, socket.IP_TOS, b"\0") == (level, kind, value)
+
+
+@needs_credentials
+def test_the_repr_says_what_is_held(fdpass):
+    """It names the sizes, the descriptors, and the fields that are set."""
+    with pair() as (a, b), descriptors(1) as sent:
+        fdpass.pass_credentials(b)
+        a.sendmsg([b"some"], rights(sent))
+        with fdpass.recv_message(b, 10, 1) as message:
+            text = repr(message)
+    assert text.startswith("<Message 4 bytes fds=[<OwnedFd ")
+    assert f"credentials=Credentials(pid={os.getpid()}" in text
+    assert "pidfd" not in text
+
+
+def test_not_a_socket(fdpass):
+    """A pipe is ENOTSOCK, a closed socket EBADF."""
+    with descriptors(1) as (reading,), pytest.raises(OSError) as caught:
+        fdpass.recv_message(reading, 1, 1)
+    assert errno.ENOTSOCK == caught.value.errno
+    with pair() as (a, _), pytest.raises(OSError) as caught:
+        a.close()
+        fdpass.recv_message(a, 1, 1)
+    assert errno.EBADF == caught.value.errno
+
+
+def test_what_a_dead_sender_leaves_is_no_negative_descriptor(fdpass):
+    """The kernel's -errno in the place of a pidfd is no pidfd; of a full table it is a loss, of a dead sender none."""
+    drop_failed = fdpass.message.drop_failed
+    pidfds, fds = [-errno.ESRCH], [5, -errno.ESRCH]
+    assert (0, [], [5]) == (drop_failed(pidfds, fds), pidfds, fds)
+    pidfds, fds = [-errno.EMFILE, 9], [5, -errno.EMFILE, 9]
+    assert (socket.MSG_CTRUNC, [9], [5, 9]) == (drop_failed(pidfds, fds), pidfds, fds)
