@@ -12,6 +12,7 @@ from .msg import CMSG_LEN, CMSG_SPACE, recv_fds, recvmsg, recvmsg_into, send_fds
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .batch import recv_messages, send_messages
+    from .channel import Channel
     from .creds import pass_credentials, pass_pidfd, pass_rights, peer_credentials, peer_pidfd
     from .errors import LocalProtocolError, ProtocolError, TruncatedError
     from .fd import OwnedFd
@@ -32,6 +33,7 @@ __all__ = [
     "BACKEND",
     "CMSG_LEN",
     "CMSG_SPACE",
+    "Channel",
     "Credentials",
     "LocalProtocolError",
     "Message",
@@ -57,6 +59,7 @@ __all__ = [
 
 _WHERE = {
     "batch": ("recv_messages", "send_messages"),
+    "channel": ("Channel",),
     "creds": ("pass_credentials", "pass_pidfd", "pass_rights", "peer_credentials", "peer_pidfd"),
     "errors": ("LocalProtocolError", "ProtocolError", "TruncatedError"),
     "fd": ("OwnedFd",),

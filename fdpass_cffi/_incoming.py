@@ -1,0 +1,217 @@
+"""One direction of a channel: from the socket into the decoder, one receive at a time, never waiting by itself.
+
+Law: no descriptor is lost to a full table. Linux installs those that fit and discards the rest, and no call tells
+cheaply how many would fit. But descriptors that a receive with MSG_PEEK installs are as good as any, and the
+originals stay queued. So they are received by peeking; and only if all came, the same bytes are read
+once more, without room for descriptors, which takes them off the queue. A full table leaves the
+frame unread, whatever other threads do to the table meanwhile. The price is one short read(2) for a receive that may
+bring descriptors: one for many small frames at once, none for the rest of a large one.
+Elsewhere a peek installs nothing, and what does not fit is lost: TruncatedError.
+
+Law: an exception anywhere leaves the state telling what happened. The calls that take bytes off the queue keep their
+result by `list.extend(map(call, ...))`, one call of a C function; `recover` goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINTR, EMFILE, ENFILE
+
+from ._backend import LINUX
+from ._receive import MSG_CMSG_CLOEXEC, arrived, data_room, lib_recvmsg, received_data
+from ._scratch import CONTROL_ROOM, CONTROLLEN, FLAGS, INCOMING_DATA, NAMELEN, NOT_ARRIVED, incoming, incoming_pool
+from ._sock import os_error, take_errno
+from .errors import LocalProtocolError, ProtocolError, TruncatedError
+from .fd import OwnedFd, adopt, close_owned
+from .frames import Decoder
+from .message import MSG_CTRUNC, MSG_PEEK, MSG_TRUNC, recv_message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .message import Message
+
+    Frame = tuple[bytes, list[OwnedFd]]
+
+LARGE = 1 << 18  # bytes of one receive in the middle of a large frame; about what the kernel's buffer holds
+MOST_FDS = 1000  # of one receive: no kernel takes as many in a message
+TABLES = {"table-full": EMFILE, "system-table-full": ENFILE}
+
+
+class Incoming:
+    """What has been received and not been handed out."""
+
+    __slots__ = ("back", "decoder", "fault", "fd", "packets", "staged")
+
+    def __init__(self, fd: int, packets: bool, max_data: int, max_fds: int) -> None:
+        self.fd = fd
+        self.packets = packets  # SOCK_SEQPACKET
+        self.decoder: Decoder[OwnedFd] = Decoder(max_data, max_fds)
+        self.fault: OSError | ValueError | None = None
+        self.back: list[Frame] = []  # decoded, and its recv was left by an exception
+        self.staged: Peeked | Taken | None = None  # a receive on its way into the decoder
+
+    def fill(self, flags: int) -> None:
+        """Feed one receive to the decoder, whose next_frame must have given None.
+
+        BlockingIOError if nothing is there (and `flags` has MSG_DONTWAIT); EOFError; ProtocolError; OSError EMFILE or
+        ENFILE if there is no room for the descriptors that come next: then they are still queued.
+        """
+        missing, fds = self.decoder.wanted()
+        if not fds and not self.packets:
+            self.take(min(missing, LARGE), flags)
+        elif LINUX:
+            self.peek(flags)
+        else:
+            self.take(INCOMING_DATA, flags)
+
+    def peek(self, flags: int) -> None:
+        """Receive without a risk for the descriptors, as the head of this file says."""
+        try:
+            message = recv_message(self.fd, INCOMING_DATA, MOST_FDS, flags | MSG_PEEK)
+        except TruncatedError as error:
+            code = TABLES.get(error.reason)
+            if code is None:
+                raise
+            why = f"{os.strerror(code)}: the next descriptors do not fit in the table, and wait in the socket"
+            raise OSError(code, why) from None
+        if message.pidfd is not None:
+            message.pidfd.close()
+        if message.flags & MSG_TRUNC:
+            close_owned(message.fds)
+            self.fail(ProtocolError(f"a packet of more than {INCOMING_DATA} bytes"))
+        if not message.data and not message.fds:
+            self.decoder.eof()
+        staged = self.staged = Peeked(message)
+        staged.eaten.extend(map(os.read, (self.fd,), (1 if self.packets else len(message.data),)))
+        self.feed(staged)
+
+    def take(self, size: int, flags: int) -> None:
+        """Receive where no descriptor may come, or where a peek does not install any."""
+        staged = Taken(size)
+        self.staged = staged
+        while True:
+            staged.block.lens[CONTROLLEN] = CONTROL_ROOM
+            arguments = (self.fd,), (staged.block.msg,), (flags | MSG_CMSG_CLOEXEC,)
+            staged.got.extend(map(lib_recvmsg, *arguments))
+            if staged.got[0] >= 0:
+                break
+            code = take_errno()
+            staged.got.clear()
+            if code != EINTR:
+                self.staged = None
+                raise os_error(code, self.fd)
+        self.feed(staged)
+
+    def feed(self, staged: Peeked | Taken) -> None:
+        """What was received, into the decoder."""
+        data, fds = staged.open(self)
+        if not data and not fds:
+            self.staged = None
+            self.decoder.eof()
+        self.decoder.feed(data, fds)
+        self.staged = None
+
+    def recover(self) -> None:
+        """Go on after an exception struck in the middle of a receive, and left it in `staged`."""
+        staged = self.staged
+        if staged is None:
+            return
+        try:
+            self.decoder.wanted()
+        except LocalProtocolError:  # it was fed
+            self.staged = None
+            return
+        if staged.happened():
+            self.feed(staged)
+        else:
+            self.staged = None
+
+    def fail(self, error: OSError | ValueError) -> None:
+        """A fault that the decoder cannot see; it is final."""
+        self.fault = error
+        raise error
+
+    def close(self) -> None:
+        """Close every descriptor that was not handed out."""
+        staged, self.staged = self.staged, None
+        if staged is not None:
+            staged.close()
+        for _, fds in self.back:
+            close_owned(fds)
+        close_owned(self.decoder.drain())
+
+
+class Peeked:
+    """A receive that has installed its descriptors, and whose bytes are queued until they are in `eaten`."""
+
+    __slots__ = ("data", "eaten", "fds")
+
+    def __init__(self, message: Message) -> None:
+        self.data = message.data
+        self.fds = message.fds
+        self.eaten: list[bytes] = []
+
+    def happened(self) -> bool:
+        """Whether the bytes are off the queue; else this never was."""
+        if not self.eaten:
+            self.close()
+        return bool(self.eaten)
+
+    def open(self, to: Incoming) -> tuple[bytes, list[OwnedFd]]:
+        """(data, descriptors)."""
+        if to.packets:
+            same = self.data.startswith(self.eaten[0])
+        else:
+            while 0 < sum(map(len, self.eaten)) < len(self.data):
+                left = len(self.data) - sum(map(len, self.eaten))
+                self.eaten.extend(map(os.read, (to.fd,), (left,)))
+            same = self.data == b"".join(self.eaten)
+        if not same:
+            self.close()
+            to.fail(LocalProtocolError("another thread or process has read from the socket of this channel"))
+        return self.data, self.fds
+
+    def close(self) -> None:
+        close_owned(self.fds)
+
+
+class Taken:
+    """A receive whose data and descriptors are in the memory of `block`, if `got` has its result."""
+
+    __slots__ = ("block", "fds", "got", "memory")
+
+    def __init__(self, size: int) -> None:
+        try:
+            self.block = incoming_pool.pop()
+        except IndexError:
+            self.block = incoming()
+        self.memory: Any = data_room(self.block, size)
+        self.got: list[int] = []
+        self.fds: list[OwnedFd] | None = None
+
+    def happened(self) -> bool:
+        """Whether the bytes are off the queue."""
+        return bool(self.got) and self.got[0] >= 0
+
+    def open(self, to: Incoming) -> tuple[bytes, list[OwnedFd]]:
+        """(data, descriptors); the block goes back to its pool."""
+        block = self.block
+        data = received_data(block, self.memory, self.got[0])
+        if self.fds is None:
+            self.fds = self.owned()
+        if block.ints[FLAGS] & (MSG_CTRUNC | MSG_TRUNC):
+            self.close()
+            to.fail(ProtocolError("descriptors or bytes were lost on receipt: there were too many"))
+        return data, self.fds
+
+    def owned(self) -> list[OwnedFd]:
+        """The descriptors in the block, if they were not taken out of it."""
+        numbers = arrived(self.block) if self.happened() else []
+        owned = adopt(numbers) if numbers else []
+        self.block.ints[NAMELEN] = NOT_ARRIVED
+        return owned
+
+    def close(self) -> None:
+        close_owned(self.owned() if self.fds is None else self.fds)

@@ -1,0 +1,167 @@
+"""The other direction of a channel: one frame to the socket, one sendmsg at a time, never waiting by itself.
+
+Law: a frame goes out whole, or not at all, or the channel sends nothing any more: half a frame cannot be taken
+back. What has gone is known at any time, whatever exception strikes, because the result of each
+sendmsg is kept by `list.extend(map(sendmsg, ...))`, one call of a C function.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from array import array
+from errno import EAGAIN, EINTR, EMSGSIZE, ENOMEM, EPIPE, ETOOMANYREFS, EWOULDBLOCK
+
+from ._scratch import CMSG_LEN, CONTROLLEN, ONE_LEN, ONE_SPACE, OUTGOING_DATA, outgoing, outgoing_pool
+from ._send import MSG_NOSIGNAL, explain, gather, lib_sendmsg, pack_fds, put_rights
+from ._sock import getsockopt, os_error, take_errno
+from .frames import HEADER_SIZE, MAX_PACKET, PER_MESSAGE, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._sock import FileDescriptorLike
+    from .frames import BytesLike
+
+    Piece = tuple[list[BytesLike], list[int]]
+
+WAIT = (EAGAIN, EWOULDBLOCK, ETOOMANYREFS)
+PACKET_OVERHEAD = 64  # bytes of SO_SNDBUF that a packet may not use: 32 in Linux's unix_dgram_sendmsg
+_audit = sys.audit
+
+
+class Outgoing:
+    """The sending half: its limits, and the frame that was begun last."""
+
+    __slots__ = ("fd", "last", "max_data", "max_fds", "packets", "per_message", "sock")
+
+    def __init__(self, sock: object, fd: int, packets: bool, max_data: int, max_fds: int) -> None:
+        self.sock = sock
+        self.fd = fd
+        self.packets = packets
+        self.max_data = max_data
+        self.max_fds = max_fds
+        self.per_message = PER_MESSAGE
+        self.last: Sending | None = None
+
+    def begin(self, data: BytesLike, fds: Iterable[FileDescriptorLike]) -> Sending:
+        """A frame ready to go. LocalProtocolError past a limit; OSError (EPIPE) if an earlier frame was cut off."""
+        if self.last is not None and self.last.torn():
+            raise OSError(EPIPE, "the channel is closed for sending: an earlier frame was cut off in its middle")
+        held = fds if type(fds) is list or type(fds) is tuple else list(fds)
+        raw = pack_fds(held) if held else b""
+        frame = self.last = Sending(self, data, raw)
+        _audit("socket.sendmsg", self.sock, None)
+        return frame
+
+    def encode(self, data: BytesLike, raw: bytes) -> list[Piece]:
+        """The messages to send."""
+        fds = array("i", raw).tolist() if raw else []
+        limits = self.max_data, self.max_fds
+        packet = None
+        if self.packets:
+            room = getsockopt(self.fd, socket.SO_SNDBUF) - PACKET_OVERHEAD
+            packet = max(HEADER_SIZE, min(room, MAX_PACKET))
+        return encode(
+            data, fds, max_data=limits[0], max_fds=limits[1], per_message=self.per_message, packet=packet
+        )
+
+
+class Sending:
+    """One frame on its way."""
+
+    __slots__ = ("data", "out", "pieces", "raw", "results", "size")
+
+    def __init__(self, out: Outgoing, data: BytesLike, raw: bytes) -> None:
+        self.out = out
+        self.data = data
+        self.raw = raw
+        self.results: list[int] = []  # of each sendmsg
+        self.pieces = out.encode(data, raw)
+        self.size = sum(len(part) for buffers, _ in self.pieces for part in buffers)
+
+    def sent(self) -> int:
+        """The bytes that have gone."""
+        return sum(filter((0).__lt__, self.results))
+
+    def torn(self) -> bool:
+        """Whether a part has gone, and not all."""
+        return 0 < self.sent() < self.size
+
+    def advance(self, flags: int) -> int:
+        """Send what can go now: 0 if that is all, else the errno to wait for; any other is raised.
+
+        EAGAIN, or ETOOMANYREFS: the user's descriptors in flight are too many, until the receiver takes some.
+        """
+        while self.pieces:
+            buffers, fds = self.pieces[0]
+            raw = array("i", fds).tobytes() if fds else b""
+            sent = self.push(buffers, raw, flags)
+            if sent >= 0:
+                rest = left(buffers, sent)
+                if rest:
+                    self.pieces[0] = rest, []
+                else:
+                    del self.pieces[0]
+                continue
+            code = take_errno()
+            if code in WAIT:
+                return code
+            if code != EINTR and not self.smaller(code):
+                raise explain(os_error(code, self.out.fd), self.out.fd, raw)
+        self.out.last = None
+        return 0
+
+    def explained(self, error: OSError) -> OSError:
+        """`error` with what it means for the channel: `bytes_sent`, and in words if a part has gone."""
+        sent = self.sent()
+        if sent and error.errno is not None:
+            why = f"{sent} of the {self.size} bytes of a frame had gone: the channel is closed for sending"
+            error.strerror = f"{error.strerror}; {why}"
+            error.args = (error.errno, error.strerror)
+        error.bytes_sent = sent  # type: ignore[attr-defined]
+        return error
+
+    def push(self, buffers: list[BytesLike], raw: bytes, flags: int) -> int:
+        """One sendmsg(2); what it returned."""
+        try:
+            block = outgoing_pool.pop()
+        except IndexError:
+            block = outgoing()
+        keep = gather(block, [b"".join(buffers)] if sum(map(len, buffers)) <= OUTGOING_DATA else buffers)
+        keep = keep, put_rights(block, raw)
+        self.results.extend(map(lib_sendmsg, (self.out.fd,), (block.msg,), (flags | MSG_NOSIGNAL,)))
+        if keep != (None, None):
+            block.reset()
+        else:
+            block.lens[CMSG_LEN], block.lens[CONTROLLEN] = ONE_LEN, ONE_SPACE
+        outgoing_pool.append(block)
+        return self.results[-1]
+
+    def smaller(self, code: int) -> bool:
+        """Whether to try again with less at once, after a sendmsg that took nothing."""
+        buffers, fds = self.pieces[0]
+        size = sum(map(len, buffers))
+        if code == EMSGSIZE and self.out.packets and size > HEADER_SIZE:
+            half = max(HEADER_SIZE, size // 2)
+            whole = memoryview(b"".join(buffers))
+            self.pieces[0:1] = [([whole[:half]], fds), ([whole[half:]], [])]
+            return True
+        if code == ENOMEM and len(fds) > 1 and not self.sent():  # musl's sendmsg takes fewer than the kernel
+            self.out.per_message = len(fds) // 2
+            self.pieces = self.out.encode(self.data, self.raw)
+            return True
+        return False
+
+
+def left(buffers: list[BytesLike], sent: int) -> list[BytesLike]:
+    """What is left of `buffers` after so many bytes went."""
+    rest: list[BytesLike] = []
+    for part in buffers:
+        if sent < len(part):
+            rest.append(memoryview(part)[sent:] if sent else part)
+            sent = 0
+        else:
+            sent -= len(part)
+    return rest

@@ -1,0 +1,265 @@
+"""Channel: whole messages with descriptors over one connected AF_UNIX socket.
+
+Law: a message is handed out whole, once, with all its descriptors, or it is still to be received: whatever stops a
+recv (a timeout, a signal handler's exception, a full descriptor table) takes nothing away from the next one.
+The protocol is in frames.py; here bytes are moved and waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from _thread import allocate_lock
+from errno import EBADF, ETIMEDOUT, ETOOMANYREFS
+from time import monotonic, sleep
+
+from ._address import AF_UNIX, family
+from ._incoming import Incoming
+from ._outgoing import Outgoing
+from ._send import SOCK_STREAM
+from ._sock import IN, MSG_DONTWAIT, OUT, SO_TYPE, Socket, Timeout, fileno, getsockopt, os_error, wait
+from ._unreturned import ALWAYS, Unreturned, gettrace
+from .errors import LocalProtocolError, ProtocolError
+from .fd import OwnedFd
+from .frames import MAX_DATA, MAX_FDS
+from .message import Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import NoReturn, Union
+
+    from typing_extensions import Self
+
+    from ._incoming import Frame
+    from ._outgoing import Sending
+    from ._sock import FileDescriptorLike
+    from .frames import BytesLike
+
+    Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+
+SOCK_SEQPACKET = int(socket.SOCK_SEQPACKET)
+FOREVER = float("inf")
+PAUSE = 0.001  # seconds: nothing tells when the receiver has taken descriptors in flight
+
+
+class Ends:
+    """What Channel and AsyncChannel have in common: a socket they own, and its two directions."""
+
+    def __init__(self, sock: socket.socket | OwnedFd | int, *, max_data: int = MAX_DATA, max_fds: int = MAX_FDS) -> None:
+        self._sock: socket.socket | None = None
+        self._fd = -1
+        kind = checked(sock)
+        fd = fileno(sock, "Channel")
+        self._incoming = Incoming(fd, kind == SOCK_SEQPACKET, max_data, max_fds)
+        self._outgoing = Outgoing(sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
+        self._receiving = allocate_lock()
+        self._sending = allocate_lock()
+        self._sock = sock if isinstance(sock, Socket) else owner(sock).to_socket()
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The descriptor of the socket, which stays the channel's; -1 once it is closed."""
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called, or the peer broke the protocol."""
+        return self._fd < 0
+
+    def _shut(self) -> None:
+        sock, self._sock, self._fd = self._sock, None, -1
+        if sock is not None:
+            self._incoming.close()
+            sock.close()
+
+    def _live(self) -> socket.socket:
+        if self._sock is None:
+            self._refuse()
+        return self._sock
+
+    def _refuse(self) -> NoReturn:
+        if self._incoming.fault is not None:
+            raise self._incoming.fault
+        raise OSError(EBADF, f"{os.strerror(EBADF)}: the channel is closed")
+
+    def _stopped(self, error: BaseException, frame: Frame | None) -> None:
+        """A recv is left by an exception: what it had decoded is for the next one; after a fault nothing is."""
+        if frame is not None:
+            self._incoming.back.append(frame)
+        if isinstance(error, (ProtocolError, LocalProtocolError)):
+            self._incoming.fault = error
+            self._shut()
+
+    def _give_back(self, message: Message) -> list[int]:
+        """The message of a recv that an exception struck at its very `return`."""
+        self._incoming.back.append((message.data, message.fds))
+        return []
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else str(self._fd)
+        return f"<{type(self).__name__} {state}>"
+
+
+class Channel(Ends):
+    """Whole messages, each of bytes and descriptors, in both directions of a connected AF_UNIX socket.
+
+    `sock` is a socket.socket, OwnedFd or int, SOCK_STREAM or SOCK_SEQPACKET, and the channel's from now on. Its timeout
+    is one deadline for each send and each recv. `max_data` (bytes) and `max_fds` bound a message in both directions.
+
+    One thread may send while another receives; two that do the same take turns, or get a RuntimeError. After fork(2)
+    one process goes on using it and the others close theirs: the stream is one, and whoever reads a part
+    of it has it.
+
+    >>> import os
+    >>> a, b = Channel.pair()
+    >>> with a, b, open(os.devnull) as file:
+    ...     a.send(b"take this", [file])
+    ...     with b.recv() as message:
+    ...         message.data, message.fds  # doctest: +ELLIPSIS
+    (b'take this', [<OwnedFd ... '/dev/null'>])
+    """
+
+    @classmethod
+    def pair(cls, *, max_data: int = MAX_DATA, max_fds: int = MAX_FDS) -> tuple[Self, Self]:
+        """Two channels connected to each other, by socketpair(2)."""
+        a, b = socket.socketpair(socket.AF_UNIX)
+        return cls(a, max_data=max_data, max_fds=max_fds), cls(b, max_data=max_data, max_fds=max_fds)
+
+    @classmethod
+    def connect(
+        cls, path: Path, timeout: float | None = None, *, max_data: int = MAX_DATA, max_fds: int = MAX_FDS
+    ) -> Self:
+        """A channel to the server that listens at `path`, its timeout in seconds; see connect(2) for the errors."""
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(os.fspath(path))
+            return cls(sock, max_data=max_data, max_fds=max_fds)
+        except BaseException:
+            sock.close()
+            raise
+
+    def send(self, data: BytesLike, fds: Iterable[FileDescriptorLike] = ()) -> None:
+        """Send one message: `data`, bytes-like, and any number of descriptors, which stay the caller's.
+
+        LocalProtocolError (a ValueError) past `max_data` or `max_fds`: nothing was sent. An OSError (TimeoutError
+        past the socket's timeout, BlockingIOError if that is 0, BrokenPipeError, ETOOMANYREFS of unix(7)) has
+        `bytes_sent`: 0 if nothing went and the channel is as before, else the channel is closed for sending, as
+        the message says, and every further send is a BrokenPipeError. Receiving goes on.
+        """
+        sock = self._live()
+        if self._sending.locked():
+            raise RuntimeError("another thread is sending on this channel, or the caller of this signal handler")
+        with self._sending:
+            timeout = sock.gettimeout()
+            frame = self._outgoing.begin(data, fds)
+            try:
+                code = frame.advance(0 if timeout is None else MSG_DONTWAIT)
+                if code:
+                    self._finish(frame, code, timeout)
+            except OSError as error:
+                raise frame.explained(error) from None
+
+    def _finish(self, frame: Sending, code: int, timeout: float | None) -> None:
+        """Send the rest, waiting as long as the timeout permits."""
+        deadline = FOREVER if timeout is None else monotonic() + timeout
+        while code:
+            if timeout == 0:
+                raise os_error(code, self._fd)
+            if code != ETOOMANYREFS:
+                wait(self._fd, OUT, deadline)
+            elif monotonic() < deadline:
+                sleep(PAUSE)
+            else:
+                raise Timeout(ETIMEDOUT, "timed out: too many descriptors in flight, and the receiver takes none")
+            code = frame.advance(MSG_DONTWAIT)
+
+    def recv(self) -> Message:
+        """The next message, with its descriptors in `fds`; its other fields are empty.
+
+        EOFError: the peer has closed, after a whole message. ProtocolError: it broke the protocol or a limit, or closed
+        in the middle of a message; the channel is then closed, and so are all descriptors it had sent.
+        TimeoutError (BlockingIOError if the socket's timeout is 0) and OSError EMFILE, if the descriptors do
+        not fit in the table, leave everything as it was: try again. ConnectionResetError: the peer
+        closed without receiving all that was sent to it.
+        """
+        incoming = self._incoming
+        frame = deadline = None
+        unreturned = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None  # type: ignore[arg-type]
+        try:
+            if self._receiving.locked():
+                raise RuntimeError("another thread is receiving on this channel, or the caller of this signal handler")
+            with self._receiving:
+                if self._sock is None:
+                    self._refuse()
+                if incoming.staged is not None:
+                    incoming.recover()
+                if incoming.back:
+                    frame = incoming.back[0]
+                    del incoming.back[0]
+                else:
+                    frame = incoming.decoder.next_frame()
+                    while frame is None:
+                        deadline = self._fill(deadline)
+                        frame = incoming.decoder.next_frame()
+                message = Message(frame[0], frame[1])
+        except BaseException as error:
+            self._stopped(error, frame)
+            raise
+        if unreturned is not None:
+            unreturned.held = message  # type: ignore[assignment]
+        return message
+
+    def _fill(self, deadline: float | None) -> float | None:
+        """One receive, waited for; the deadline, once there is one."""
+        timeout = self._live().gettimeout()
+        flags = 0 if timeout is None else MSG_DONTWAIT
+        while True:
+            try:
+                self._incoming.fill(flags)
+                return deadline
+            except BlockingIOError:
+                if timeout == 0:
+                    raise
+                if deadline is None:
+                    deadline = FOREVER if timeout is None else monotonic() + timeout
+                wait(self._fd, IN, deadline)
+
+    def __iter__(self) -> Iterator[Message]:
+        """The messages that come, until the peer closes."""
+        try:
+            while True:
+                yield self.recv()
+        except EOFError:
+            return
+
+    def close(self) -> None:
+        """Close the socket, and every descriptor that was received and not handed out. Nothing happens the second time.
+
+        The peer gets what was sent, and then EOFError. A thread that waits in recv or send is not woken.
+        """
+        self._shut()
+
+    def __enter__(self) -> Self:
+        self._live()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def checked(sock: FileDescriptorLike) -> int:
+    """The type of a socket that can carry frames and descriptors; ValueError for any other."""
+    fd = fileno(sock, "Channel")
+    if family(sock, fd) != AF_UNIX:
+        raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
+    kind = getsockopt(fd, SO_TYPE)
+    if kind not in (SOCK_STREAM, SOCK_SEQPACKET):
+        raise ValueError("sock is neither SOCK_STREAM nor SOCK_SEQPACKET")
+    return kind
+
+
+def owner(sock: OwnedFd | int) -> OwnedFd:
+    """The owner of a descriptor."""
+    return sock if isinstance(sock, OwnedFd) else OwnedFd(sock)
