@@ -133,8 +133,8 @@ _DRAINED = (LocalProtocolError, "the decoder has given its descriptors back")
 class Decoder(Generic[D]):
     """Frames out of what arrives: `feed` each receive, then `next_frame` until it gives None. One caller at a time.
 
-    Between calls it holds one frame within the limits, max(`max_data`, `max_fds`) bytes at most, and
-    what the last receive brought; a body is collected only after its header was found
+    Between calls it holds what the last receive brought, and of what came before it a part of one header or
+    body: max(8, `max_data`, `max_fds`) bytes at most. A body is collected only after its header was found
     within the limits. Descriptors are held only for a frame of which a byte has come.
 
     ProtocolError: the peer is at fault. The frames before the fault were handed out; from then on
@@ -297,7 +297,9 @@ class Decoder(Generic[D]):
 
     def _keep(self) -> None:
         self._fault = _INTERRUPTED
-        part = self._read[self._at : self._at + self._missing]
+        part = self._read
+        if self._at or len(part) > self._missing:  # PyPy copies also when it cuts nothing off
+            part = part[self._at : self._at + self._missing]
         if len(part) >= _SMALL:
             self._parts.append(part)
         elif type(self._parts[-1]) is bytearray:
