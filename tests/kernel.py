@@ -1,4 +1,4 @@
-"""What the running kernel offers, each checked once and skipped with its reason; and a table of descriptors that is full."""
+"""What the running kernel offers, each checked once and with the reason of a skip; and a full table of descriptors."""
 
 from __future__ import annotations
 

@@ -211,8 +211,9 @@ def test_not_a_socket(fdpass):
     with descriptors(1) as (reading,), pytest.raises(OSError) as caught:
         fdpass.recv_message(reading, 1, 1)
     assert errno.ENOTSOCK == caught.value.errno
-    with pair() as (a, _), pytest.raises(OSError) as caught:
+    with pair() as (a, _):
         a.close()
+    with pytest.raises(OSError) as caught:
         fdpass.recv_message(a, 1, 1)
     assert errno.EBADF == caught.value.errno
 

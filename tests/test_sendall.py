@@ -13,14 +13,13 @@ from contextlib import suppress
 
 import pytest
 from kernel import needs_credentials, needs_root
-from support import SOL_SOCKET, alarm, descriptors, fds_in, fill, identities, identity, on_alarm, pair, rights, run_child
+from support import SOL_SOCKET, alarm, descriptors, fds_in, fill, identities, identity, on_alarm, pair, run_child
 
-NULL = os.devnull
 KINDS = [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]
 
 
 class Receiver(threading.Thread):
-    """Takes everything that arrives until the end of the stream, slowly if asked; counts the descriptors and closes them."""
+    """Takes everything that arrives until the end of the stream, slowly if asked; notes and closes the descriptors."""
 
     def __init__(self, sock, pause=0.0):
         super().__init__(daemon=True)
@@ -28,7 +27,7 @@ class Receiver(threading.Thread):
 
     def run(self):
         while True:
-            data, ancdata, flags, _ = self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 253))
+            data, ancdata, _, _ = self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 253))
             fds = fds_in(ancdata)
             self.found += identities(fds)
             for fd in fds:
@@ -106,11 +105,13 @@ def identities_of_closed(count, found) -> bool:
 
 def test_an_int_and_an_object_do_as_well(fdpass):
     """A descriptor number and an object with fileno() are sockets too, and any mix is a list of descriptors."""
-    with pair() as (a, b), descriptors(2) as (one, two), fdpass.OwnedFd(os.dup(a.fileno())) as owned, open(NULL) as file:
+    with pair() as (a, b), descriptors(2) as (one, two), fdpass.OwnedFd(os.dup(a.fileno())) as owned:
+        file = fdpass.OwnedFd(os.dup(two))
         inodes = [identity(one), identity(file.fileno()), identity(two)]
         for sock in (a.fileno(), owned):
             fdpass.sendall_fds(sock, memoryview(array.array("h", [1, 2])), (item for item in (one, file, two)))
             assert (array.array("h", [1, 2]).tobytes(), inodes) == take(b)
+        file.close()
 
 
 def test_a_deadline_is_one_for_the_whole_call(fdpass):
@@ -119,9 +120,9 @@ def test_a_deadline_is_one_for_the_whole_call(fdpass):
         a.setsockopt(SOL_SOCKET, socket.SO_SNDBUF, 4096)
         a.settimeout(0.3)
         taken = []
-        with on_alarm(lambda: taken.append(b.recv(2000, socket.MSG_DONTWAIT)), 0.1, 0.1):
-            with pytest.raises(TimeoutError) as caught:
-                fdpass.sendall_fds(a, bytes(1 << 22), sent)
+        takes = on_alarm(lambda: taken.append(b.recv(2000, socket.MSG_DONTWAIT)), 0.1, 0.1)
+        with takes, pytest.raises(TimeoutError) as caught:
+            fdpass.sendall_fds(a, bytes(1 << 22), sent)
         error = caught.value
         assert isinstance(error, socket.timeout)
         assert errno.ETIMEDOUT == error.errno
@@ -231,7 +232,7 @@ def refusing(fdpass, monkeypatch, limit, code=errno.ENOMEM, at=0):
 def test_too_few_bytes_for_smaller_groups(fdpass, monkeypatch):
     """If a libc takes fewer, and there is no byte for each group: ValueError, and nothing was sent."""
     refusing(fdpass, monkeypatch, 100)
-    with pair() as (a, b), pytest.raises(ValueError, match=r"253 descriptors take at least 3 bytes") as caught:
+    with pair() as (a, _), pytest.raises(ValueError, match=r"253 descriptors take at least 3 bytes") as caught:
         fdpass.sendall_fds(a, b"xy", [0] * 253)
     assert 0 == caught.value.bytes_sent
 
@@ -461,13 +462,12 @@ def test_what_descriptors_do_not_pass_over(fdpass, send, given, kind, no_syscall
         "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
         "tcp6": lambda: socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET, socket.SOCK_STREAM),
         "pipe": lambda: os.fdopen(os.open(tmp_path / "fifo", os.O_RDWR), "rb", 0),
-        "file": lambda: open(tmp_path / "file", "wb"),
+        "file": lambda: os.fdopen(os.open(tmp_path / "file", os.O_CREAT), "rb"),
     }
     if kind == "pipe":
         os.mkfifo(tmp_path / "fifo")
-    with made[kind]() as sock:
-        with pytest.raises((ValueError, OSError)) as caught:
-            send(fdpass, sock if given == "socket" else sock.fileno(), [0])
+    with made[kind]() as sock, pytest.raises((ValueError, OSError)) as caught:
+        send(fdpass, sock if given == "socket" else sock.fileno(), [0])
     if kind in {"tcp", "udp", "tcp6"}:
         assert isinstance(caught.value, ValueError)
         assert "AF_UNIX" in str(caught.value)

@@ -206,7 +206,7 @@ def test_the_open_descriptors_are_counted_in_three_ways(fdpass, monkeypatch, wit
         st_size = 0
 
     if without:
-        monkeypatch.setattr(fdpass._truncated.os, "stat", lambda path: Unknown)
+        monkeypatch.setattr(fdpass._truncated.os, "stat", lambda _: Unknown)
     if without == 2:
         monkeypatch.setattr(fdpass._truncated.os, "listdir", missing)
     counted = count(4096), count(-1) if without == 2 else None
