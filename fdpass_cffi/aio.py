@@ -1,0 +1,362 @@
+"""Descriptors over AF_UNIX sockets in asyncio (uvloop too) and trio, by way of anyio: AsyncChannel, serve, the drop-ins.
+
+Law: a call is tried first, and awaited for only on EAGAIN; what has moved bytes or descriptors never awaits
+afterwards. So a cancelled receive has taken nothing. Nothing here needs O_NONBLOCK, which all would
+see who share the open socket: MSG_DONTWAIT does it.
+
+anyio is in the extra `async`, version 4.10 or later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+from contextlib import contextmanager, suppress
+from errno import EADDRINUSE, ECONNABORTED, ECONNREFUSED, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM, ETOOMANYREFS
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from . import message as _message
+from . import msg as _msg
+from ._sock import MSG_DONTWAIT, fileno
+from .channel import PAUSE, Ends
+from .frames import MAX_DATA, MAX_FDS
+from .message import Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from typing import Any, NoReturn, SupportsIndex, TypeVar
+
+    from anyio.abc import TaskStatus
+    from typing_extensions import Self
+
+    from ._send import Buffer, ControlMessages
+    from ._sock import FileDescriptorLike
+    from .channel import Path
+    from .frames import BytesLike
+
+    T = TypeVar("T")
+
+SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
+SHORT_PAUSE = 0.1  # seconds until the next accept when the table is full
+TURN = 16  # operations without a wait, until other tasks get their turn
+_log = logging.getLogger(__name__)
+
+
+class AsyncChannel(Ends):
+    """Channel for asyncio and trio: the same messages, limits, errors and laws, awaited.
+
+    `sock` is a connected AF_UNIX socket, SOCK_STREAM or SOCK_SEQPACKET, as socket.socket, OwnedFd or int, and the channel's
+    from now on; its timeout does not count, cancel scopes do. Cancelling a recv, wherever it waits, loses nothing: the next one
+    returns the same message. A send cancelled before its first byte never was; one cancelled after it has closed
+    the channel for sending, and every further send is a BrokenPipeError which says so. One task may send while
+    another receives; a second one that does the same gets anyio.BusyResourceError.
+
+    >>> async def main():
+    ...     a, b = AsyncChannel.pair()
+    ...     async with a, b:
+    ...         await a.send(b"take this", [0])
+    ...         with await b.recv() as message:
+    ...             return message.data, len(message.fds)
+    >>> anyio.run(main)
+    (b'take this', 1)
+    """
+
+    _unwaited = 0
+
+    @classmethod
+    def pair(cls, *, max_data: int = MAX_DATA, max_fds: int = MAX_FDS) -> tuple[Self, Self]:
+        """Two channels connected to each other, by socketpair(2)."""
+        a, b = socket.socketpair(socket.AF_UNIX)
+        return cls(a, max_data=max_data, max_fds=max_fds), cls(b, max_data=max_data, max_fds=max_fds)
+
+    async def send(self, data: BytesLike, fds: Iterable[FileDescriptorLike] = ()) -> None:
+        """Send one message, as Channel.send, waiting where the peer does not take it."""
+        if self._sending.locked():
+            raise anyio.BusyResourceError("sending on")
+        with self._sending:
+            await self._turn()
+            frame = self._outgoing.begin(data, fds)
+            try:
+                while code := frame.advance(MSG_DONTWAIT):
+                    if code == ETOOMANYREFS:  # nothing tells when the receiver has taken some
+                        await anyio.sleep(PAUSE)
+                    else:
+                        await self._ready(anyio.wait_writable)
+                    self._live()
+            except OSError as error:
+                raise frame.explained(error) from None
+
+    async def recv(self) -> Message:
+        """The next message, as Channel.recv; cancelling it loses nothing."""
+        if self._receiving.locked():
+            raise anyio.BusyResourceError("receiving from")
+        incoming, frame = self._incoming, None
+        try:
+            with self._receiving:
+                await self._turn()
+                if incoming.staged is not None:
+                    incoming.recover()
+                if incoming.back:
+                    frame = incoming.back[0]
+                    del incoming.back[0]
+                else:
+                    frame = incoming.decoder.next_frame()
+                    while frame is None:
+                        try:
+                            incoming.fill(MSG_DONTWAIT)
+                        except BlockingIOError:
+                            await self._ready(anyio.wait_readable)
+                            self._live()
+                        else:
+                            frame = incoming.decoder.next_frame()
+                return Message(frame[0], frame[1])
+        except BaseException as error:
+            self._stopped(error, frame)
+            raise
+
+    async def _turn(self) -> None:
+        """Let other tasks run now and then, also if there is always something to do; before anything is done."""
+        self._live()
+        self._unwaited += 1
+        if self._unwaited >= TURN:
+            self._unwaited = 0
+            await checkpoint()
+            self._live()
+
+    async def _ready(self, wait: Callable[[int], Awaitable[None]]) -> None:
+        self._unwaited = 0
+        try:
+            await wait(self._fd)
+        except anyio.ClosedResourceError:
+            self._refuse()
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        """The messages that come, until the peer closes."""
+        while True:
+            try:
+                message = await self.recv()
+            except EOFError:
+                return
+            yield message
+
+    def close(self) -> None:
+        """Close the socket, and every descriptor that was not handed out; a task that waits gets an OSError (EBADF)."""
+        self._shut()
+
+    def _shut(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            with suppress(RuntimeError):  # no event loop runs, and so no task waits
+                anyio.notify_closing(fd)
+        super()._shut()
+
+    async def aclose(self) -> None:
+        """close(), for those who close all things this way."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self._live()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+
+async def connect(path: Path, *, max_data: int = MAX_DATA, max_fds: int = MAX_FDS) -> AsyncChannel:
+    """A channel to the server that listens at `path`; see connect(2) for the errors."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(os.fspath(path))
+                break
+            except BlockingIOError:  # its queue is full; nothing tells when it is not
+                await anyio.sleep(SHORT_PAUSE)
+        return AsyncChannel(sock, max_data=max_data, max_fds=max_fds)
+    except BaseException:
+        sock.close()
+        raise
+
+
+# Servers
+
+
+async def serve(
+    handler: Callable[[AsyncChannel], Awaitable[object]],
+    path: Path,
+    *,
+    max_connections: int = 100,
+    max_data: int = MAX_DATA,
+    max_fds: int = MAX_FDS,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Listen at `path`, and await `handler(channel)` for each client, all at once; until it is cancelled.
+
+    The socket at `path` is its owner's alone (0600) from the beginning, replaces a stale one, and is removed at the end; OSError
+    EADDRINUSE if a server listens there or it is no socket. At most `max_connections` handlers run; further
+    clients wait in the listen queue. The channel is closed when its handler ends. A handler's exception is
+    logged, and ends nothing else. `task_status` is for anyio's TaskGroup.start: it listens when that returns.
+    """
+    free = anyio.Semaphore(max_connections)
+
+    async def attend(sock: socket.socket) -> None:
+        try:
+            with sock:
+                async with AsyncChannel(sock, max_data=max_data, max_fds=max_fds) as channel:
+                    await handler(channel)
+        except Exception:
+            _log.exception("a handler of %r failed", path)
+        finally:
+            free.release()
+
+    with listening(os.fspath(path)) as listener:
+        async with anyio.create_task_group() as clients:
+            task_status.started()
+            while True:
+                await free.acquire()
+                clients.start_soon(attend, await accept(listener))
+    raise AssertionError("unreachable")
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    """The next connection, whatever is short just now."""
+    while True:
+        try:
+            return listener.accept()[0]
+        except BlockingIOError:
+            await anyio.wait_readable(listener)
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                _log.warning("accept: %s", error)
+                await anyio.sleep(SHORT_PAUSE)
+            elif error.errno != ECONNABORTED:
+                raise
+
+
+@contextmanager
+def listening(path: str | bytes) -> Iterator[socket.socket]:
+    """A socket that listens at `path` until the end of the block, which removes it, if it is still the same."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.setblocking(False)
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != EADDRINUSE or not remove_stale(path):
+                raise
+            listener.bind(path)
+        named = path[:1] not in ("\0", b"\0")
+        made = os.lstat(path) if named else None
+        try:
+            if named:
+                os.chmod(path, 0o600)
+            listener.listen(128)  # only now can anybody connect
+            yield listener
+        finally:
+            with suppress(FileNotFoundError):
+                if made is not None and os.path.samestat(made, os.lstat(path)):
+                    os.unlink(path)
+
+
+def remove_stale(path: str | bytes) -> bool:
+    """Remove a socket at which nobody listens any more; whether there is nothing now."""
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        return error.errno == ENOENT
+    if not stat.S_ISSOCK(found.st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            if error.errno != ECONNREFUSED:
+                return False
+        else:
+            return False
+    with suppress(FileNotFoundError):
+        if os.path.samestat(found, os.lstat(path)):
+            os.unlink(path)
+    return True
+
+
+# The drop-ins
+
+
+async def sendmsg(
+    sock: FileDescriptorLike,
+    buffers: Iterable[Buffer],
+    ancdata: ControlMessages = (),
+    flags: int = 0,
+    address: object = None,
+) -> int:
+    """`sendmsg` of this package, awaited. Cancelled, nothing was sent."""
+    return await _sent(sock, flags, lambda now: _msg.sendmsg(sock, buffers, ancdata, now, address))
+
+
+async def send_fds(
+    sock: FileDescriptorLike,
+    buffers: Iterable[Buffer],
+    fds: Iterable[FileDescriptorLike],
+    flags: int = 0,
+    address: object = None,
+) -> int:
+    """`send_fds` of this package, awaited: the number of bytes sent. Cancelled, nothing was sent."""
+    buffers, fds = list(buffers), list(fds)
+    return await _sent(sock, flags, lambda now: _msg.send_fds(sock, buffers, fds, now, address))
+
+
+async def recvmsg(
+    sock: FileDescriptorLike, bufsize: SupportsIndex, ancbufsize: SupportsIndex = 0, flags: int = 0
+) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+    """`recvmsg` of this package, awaited. Cancelled, nothing was received."""
+    return await _received(sock, flags, lambda now: _msg.recvmsg(sock, bufsize, ancbufsize, now))
+
+
+async def recvmsg_into(
+    sock: FileDescriptorLike, buffers: Iterable[Buffer], ancbufsize: SupportsIndex = 0, flags: int = 0
+) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
+    """`recvmsg_into` of this package, awaited. Cancelled, nothing was received."""
+    buffers = list(buffers)
+    return await _received(sock, flags, lambda now: _msg.recvmsg_into(sock, buffers, ancbufsize, now))
+
+
+async def recv_fds(
+    sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: SupportsIndex, flags: int = 0
+) -> tuple[bytes, list[int], int, Any]:
+    """`recv_fds` of this package, awaited: (data, fds, msg_flags, address). Cancelled, nothing was received."""
+    return await _received(sock, flags, lambda now: _msg.recv_fds(sock, bufsize, maxfds, now))
+
+
+async def recv_message(
+    sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: SupportsIndex, flags: int = 0
+) -> Message:
+    """`recv_message` of this package, awaited. Cancelled, nothing was received."""
+    return await _received(sock, flags, lambda now: _message.recv_message(sock, bufsize, maxfds, now))
+
+
+async def _sent(sock: FileDescriptorLike, flags: int, call: Callable[[int], T]) -> T:
+    return await _tried(sock, flags, call, anyio.wait_writable)
+
+
+async def _received(sock: FileDescriptorLike, flags: int, call: Callable[[int], T]) -> T:
+    return await _tried(sock, flags, call, anyio.wait_readable)
+
+
+async def _tried(
+    sock: FileDescriptorLike, flags: int, call: Callable[[int], T], wait: Callable[[int], Awaitable[None]]
+) -> T:
+    """`call` as soon as it does not block; BlockingIOError only if the caller's own flags have MSG_DONTWAIT."""
+    while True:
+        try:
+            return call(flags | MSG_DONTWAIT)
+        except BlockingIOError:
+            if flags & MSG_DONTWAIT:
+                raise
+            await wait(fileno(sock, "wait"))
