@@ -332,36 +332,29 @@ def recvmsg_into(
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
+    if type(ancbufsize) is int and not ancbufsize and type(buffers) is list and len(buffers) == 1:
+        buffer = buffers[0]
+        if type(buffer) is bytearray:  # no descriptor can come
+            return _into_one(sock, fd, buffer, flags)
     block = ancdata = None
-    rewind = False
-    copies: list[tuple[memoryview, bytearray]] = []
     unreturned = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
     try:
         try:
             block = into_pool.pop()
         except IndexError:
             block = incoming()
-        if type(buffers) is list and len(buffers) == 1 and type(buffers[0]) is bytearray:
-            block.iov.iov_base = keep = from_buffer(buffers[0])
-            block.sizes[IOV_LEN] = len(buffers[0])
-        else:
-            keep, copies = scatter(block, buffers)
-            rewind = True
-        room = control_room(block, ancbufsize) if ancbufsize != 0 else 0
+        keep, copies = scatter(block, buffers)
+        room = control_room(block, ancbufsize)
         got = receive(sock, fd, block, room, flags)
-        ints = block.ints
-        msg_flags = ints[FLAGS] & SHOWN
-        ancdata = ancillary(block, 2) if room else []
-        namelen = ints[NAMELEN]
+        msg_flags = block.ints[FLAGS] & SHOWN
+        ancdata = ancillary(block, 2)
+        namelen = block.ints[NAMELEN]
         address = sender(sock, fd, block.name[0:namelen]) if namelen else None
-        if room:
-            disown(block)
-        else:
-            ints[NAMELEN] = NOT_ARRIVED
-        if rewind:
-            for view, memory in copies:
-                view[:] = memory
-            block.msg.msg_iov, block.msg.msg_iovlen = block.iov, 1
+        disown(block)
+        for view, memory in copies:
+            view[:] = memory
+        del keep
+        block.msg.msg_iov, block.msg.msg_iovlen, block.lens[CONTROLLEN] = block.iov, 1, 0
         into_pool.append(block)
         if unreturned is not None:
             unreturned.held = ancdata
@@ -369,6 +362,27 @@ def recvmsg_into(
     except BaseException:
         abandon(block, None if ancdata is None else inside(ancdata))
         raise
+
+
+def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) -> tuple[int, Ancillary, int, Any]:
+    """recvmsg_into for one bytearray and no control messages, what most programs call."""
+    try:
+        block = into_pool.pop()
+    except IndexError:
+        block = incoming()
+        block.lens[CONTROLLEN] = 0
+    block.iov.iov_base = keep = from_buffer(buffer)
+    block.sizes[IOV_LEN] = len(buffer)
+    got = lib_recvmsg(fd, block.msg, flags)
+    if got < 0:
+        got = receive_again(sock, fd, block, 0, flags)
+    del keep
+    ints = block.ints
+    namelen, msg_flags = ints[NAMELEN], ints[FLAGS]
+    address = sender(sock, fd, block.name[0:namelen]) if namelen else None
+    ints[NAMELEN] = NOT_ARRIVED
+    into_pool.append(block)
+    return got, [], msg_flags, address
 
 
 def inside(ancdata: Ancillary) -> list[int]:
