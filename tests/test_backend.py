@@ -171,7 +171,7 @@ print([name for name in needless if name in sys.modules])
 
 
 def test_lib_is_typed_as_it_is_declared():
-    """The Protocol that types `lib` has exactly the functions, and the numbers of arguments, that build_ffi declares."""
+    """The Protocol that types `lib` has just the functions, and the numbers of arguments, that build_ffi declares."""
     tree = ast.parse((Path(PACKAGE) / "_backend.py").read_text(encoding="utf-8"))
     (protocol,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "Lib")
     typed = {node.name: len(node.args.posonlyargs) - 1 for node in protocol.body if isinstance(node, ast.FunctionDef)}

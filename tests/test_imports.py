@@ -11,7 +11,7 @@ from conftest import PACKAGE
 
 # From the top: a module may import from any line below its own, never from its own or one above.
 # DESIGN: cli -> {channel, aio, systemd, creds} -> {frames, msg} -> {_backend, _cmsg, _sockaddr, fd} -> errors,
-# with the parts that msg and _backend are made of in between.
+# with the parts that msg and _backend are made of in between, and aio over what it shares with channel.
 LEVELS = [
     line.split()
     for line in """
@@ -19,8 +19,9 @@ LEVELS = [
     cli
     demo info serve
     __init__
-    aio channel creds systemd
-    _wire batch
+    aio
+    channel creds systemd
+    batch
     sendall _incoming _outgoing
     msg message frames
     _receive _send
@@ -113,7 +114,7 @@ def test_imports_go_down():
     """Each import of a module, lazy and typing ones too, is of a module below it: no arrow goes up, nor in a circle."""
 
     def up(module: str, names: set[str]) -> set[str]:
-        return {name for name in names if name[0] == "." and not LEVEL.get(name[1:], -1) > LEVEL[module]}
+        return {name for name in names if name[0] == "." and not LEVEL.get(name[1:], -1) > LEVEL.get(module, 99)}
 
     assert {} == offenders(up)
 
