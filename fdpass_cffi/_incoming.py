@@ -18,13 +18,23 @@ import os
 from errno import EINTR, EMFILE, ENFILE
 
 from ._backend import LINUX
-from ._receive import MSG_CMSG_CLOEXEC, arrived, data_room, lib_recvmsg, received_data
-from ._scratch import CONTROL_ROOM, CONTROLLEN, FLAGS, INCOMING_DATA, NAMELEN, NOT_ARRIVED, incoming, incoming_pool
+from ._receive import MSG_CMSG_CLOEXEC, abandon, arrived, data_room, lib_recvmsg, only_item, received_data
+from ._scratch import (
+    CONTROL_ROOM,
+    CONTROLLEN,
+    FLAGS,
+    INCOMING_DATA,
+    IOV_LEN,
+    NAMELEN,
+    NOT_ARRIVED,
+    incoming,
+    incoming_pool,
+)
 from ._sock import os_error, take_errno
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
 from .fd import OwnedFd, adopt, close_owned
-from .frames import Decoder
-from .message import MSG_CTRUNC, MSG_PEEK, MSG_TRUNC, recv_message
+from .frames import HEADER_SIZE, Decoder, one_frame
+from .message import LOST, MSG_PEEK, MSG_TRUNC, recv_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,18 +46,22 @@ if TYPE_CHECKING:
 
 LARGE = 1 << 18  # bytes of one receive in the middle of a large frame; about what the kernel's buffer holds
 MOST_FDS = 1000  # of one receive: no kernel takes as many in a message
+PEEKING = MSG_PEEK | MSG_CMSG_CLOEXEC
 TABLES = {"table-full": EMFILE, "system-table-full": ENFILE}
 
 
 class Incoming:
     """What has been received and not been handed out."""
 
-    __slots__ = ("back", "decoder", "fault", "fd", "packets", "staged")
+    __slots__ = ("back", "between", "decoder", "fault", "fd", "max_data", "max_fds", "packets", "staged")
 
     def __init__(self, fd: int, packets: bool, max_data: int, max_fds: int) -> None:
         self.fd = fd
         self.packets = packets  # SOCK_SEQPACKET
         self.decoder: Decoder[OwnedFd] = Decoder(max_data, max_fds)
+        self.max_data = max_data
+        self.max_fds = max_fds
+        self.between = LINUX  # nothing of a frame is here: `whole` may try
         self.fault: OSError | ValueError | None = None
         self.back: list[Frame] = []  # decoded, and its recv was left by an exception
         self.staged: Peeked | Taken | None = None  # a receive on its way into the decoder
@@ -59,12 +73,59 @@ class Incoming:
         ENFILE if there is no room for the descriptors that come next: then they are still queued.
         """
         missing, fds = self.decoder.wanted()
+        if LINUX and not self.between and missing == HEADER_SIZE and fds == self.decoder.max_fds:
+            self.between = True  # `whole` goes first
+            return
         if not fds and not self.packets:
             self.take(min(missing, LARGE), flags)
         elif LINUX:
             self.peek(flags)
         else:
             self.take(INCOMING_DATA, flags)
+
+    def whole(self, flags: int) -> Frame | None:
+        """A frame that is all there is in the socket, by far the most frequent: the decoder is spared.
+
+        None if it is anything else, which `fill` has then to look at. BlockingIOError as `fill`. The frame is
+        also in `staged`, which the caller empties when it has it.
+        """
+        block = numbers = None
+        try:
+            try:
+                block = incoming_pool.pop()
+            except IndexError:
+                block = incoming()
+            lens, ints = block.lens, block.ints
+            block.sizes[IOV_LEN] = INCOMING_DATA
+            lens[CONTROLLEN] = CONTROL_ROOM
+            got = lib_recvmsg(self.fd, block.msg, flags | PEEKING)
+            if got < HEADER_SIZE or ints[FLAGS] & LOST:
+                self.nothing(got)
+                abandon(block, None)
+                return None
+            numbers = only_item(block) if lens[CONTROLLEN] else []
+            if numbers is None or len(numbers) > self.max_fds:
+                abandon(block, None)
+                return None
+            ints[NAMELEN] = NOT_ARRIVED
+            incoming_pool.append(block)
+            fds = adopt(numbers) if numbers else []
+        except BaseException:
+            abandon(block, numbers)
+            raise
+        staged = self.staged = Peeked(got, fds)
+        staged.eaten.extend(map(os.read, (self.fd,), (got,)))
+        frame = one_frame(staged.eaten[0], fds, self.max_data)
+        if frame is None:
+            self.feed(staged)
+        return frame
+
+    def nothing(self, got: int) -> None:
+        """Raise what a failed recvmsg means, unless it is to be tried again."""
+        if got < 0:
+            code = take_errno()
+            if code != EINTR:
+                raise os_error(code, self.fd)
 
     def peek(self, flags: int) -> None:
         """Receive without a risk for the descriptors, as the head of this file says."""
@@ -83,8 +144,8 @@ class Incoming:
             self.fail(ProtocolError(f"a packet of more than {INCOMING_DATA} bytes"))
         if not message.data and not message.fds:
             self.decoder.eof()
-        staged = self.staged = Peeked(message)
-        staged.eaten.extend(map(os.read, (self.fd,), (1 if self.packets else len(message.data),)))
+        staged = self.staged = Peeked(len(message.data), message.fds)
+        staged.eaten.extend(map(os.read, (self.fd,), (len(message.data) or 1,)))
         self.feed(staged)
 
     def take(self, size: int, flags: int) -> None:
@@ -110,6 +171,7 @@ class Incoming:
         if not data and not fds:
             self.staged = None
             self.decoder.eof()
+        self.between = False
         self.decoder.feed(data, fds)
         self.staged = None
 
@@ -144,13 +206,13 @@ class Incoming:
 
 
 class Peeked:
-    """A receive that has installed its descriptors, and whose bytes are queued until they are in `eaten`."""
+    """A receive of `size` bytes that has installed its descriptors; the bytes are queued until they are in `eaten`."""
 
-    __slots__ = ("data", "eaten", "fds")
+    __slots__ = ("eaten", "fds", "size")
 
-    def __init__(self, message: Message) -> None:
-        self.data = message.data
-        self.fds = message.fds
+    def __init__(self, size: int, fds: list[OwnedFd]) -> None:
+        self.size = size
+        self.fds = fds
         self.eaten: list[bytes] = []
 
     def happened(self) -> bool:
@@ -161,17 +223,14 @@ class Peeked:
 
     def open(self, to: Incoming) -> tuple[bytes, list[OwnedFd]]:
         """(data, descriptors)."""
-        if to.packets:
-            same = self.data.startswith(self.eaten[0])
-        else:
-            while 0 < sum(map(len, self.eaten)) < len(self.data):
-                left = len(self.data) - sum(map(len, self.eaten))
-                self.eaten.extend(map(os.read, (to.fd,), (left,)))
-            same = self.data == b"".join(self.eaten)
-        if not same:
+        data = self.eaten[0]
+        while len(data) < self.size and not to.packets and self.eaten[-1]:
+            self.eaten.extend(map(os.read, (to.fd,), (self.size - len(data),)))
+            data = b"".join(self.eaten)
+        if len(data) != self.size:
             self.close()
             to.fail(LocalProtocolError("another thread or process has read from the socket of this channel"))
-        return self.data, self.fds
+        return data, self.fds
 
     def close(self) -> None:
         close_owned(self.fds)
@@ -201,7 +260,7 @@ class Taken:
         data = received_data(block, self.memory, self.got[0])
         if self.fds is None:
             self.fds = self.owned()
-        if block.ints[FLAGS] & (MSG_CTRUNC | MSG_TRUNC):
+        if block.ints[FLAGS] & LOST:
             self.close()
             to.fail(ProtocolError("descriptors or bytes were lost on receipt: there were too many"))
         return data, self.fds

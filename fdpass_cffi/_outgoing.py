@@ -12,14 +12,14 @@ import sys
 from array import array
 from errno import EAGAIN, EINTR, EMSGSIZE, ENOMEM, EPIPE, ETOOMANYREFS, EWOULDBLOCK
 
-from ._scratch import CMSG_LEN, CONTROLLEN, ONE_LEN, ONE_SPACE, OUTGOING_DATA, outgoing, outgoing_pool
+from ._scratch import CMSG_DATA, CMSG_LEN, CONTROLLEN, IOV_LEN, ONE_LEN, ONE_SPACE, OUTGOING_DATA, outgoing, outgoing_pool
 from ._send import MSG_NOSIGNAL, explain, gather, lib_sendmsg, pack_fds, put_rights
-from ._sock import getsockopt, os_error, take_errno
-from .frames import HEADER_SIZE, MAX_PACKET, PER_MESSAGE, encode
+from ._sock import INT_MAX, getsockopt, os_error, take_errno
+from .frames import HEADER_SIZE, MAX_PACKET, PER_MESSAGE, encode, header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ._sock import FileDescriptorLike
     from .frames import BytesLike
@@ -34,7 +34,7 @@ _audit = sys.audit
 class Outgoing:
     """The sending half: its limits, and the frame that was begun last."""
 
-    __slots__ = ("fd", "last", "max_data", "max_fds", "packets", "per_message", "sock")
+    __slots__ = ("fd", "last", "max_data", "max_fds", "packets", "per_message", "small", "sock")
 
     def __init__(self, sock: object, fd: int, packets: bool, max_data: int, max_fds: int) -> None:
         self.sock = sock
@@ -43,17 +43,56 @@ class Outgoing:
         self.max_data = max_data
         self.max_fds = max_fds
         self.per_message = PER_MESSAGE
-        self.last: Sending | None = None
+        self.small = min(OUTGOING_DATA - HEADER_SIZE, max_data)
+        self.last: tuple[list[int], int] | None = None  # what sendmsg returned for the last frame, and its size
 
-    def begin(self, data: BytesLike, fds: Iterable[FileDescriptorLike]) -> Sending:
-        """A frame ready to go. LocalProtocolError past a limit; OSError (EPIPE) if an earlier frame was cut off."""
-        if self.last is not None and self.last.torn():
-            raise OSError(EPIPE, "the channel is closed for sending: an earlier frame was cut off in its middle")
-        held = fds if type(fds) is list or type(fds) is tuple else list(fds)
-        raw = pack_fds(held) if held else b""
-        frame = self.last = Sending(self, data, raw)
+    def start(self, data: BytesLike, fds: Iterable[FileDescriptorLike], flags: int) -> Sending | None:
+        """Send a frame as far as goes at once: None if that is all, else what is left to `advance`.
+
+        LocalProtocolError past a limit; OSError (EPIPE) if an earlier frame was cut off.
+        """
+        if self.last is not None:
+            if torn(*self.last):
+                raise OSError(EPIPE, "the channel is closed for sending: an earlier frame was cut off in its middle")
+            self.last = None
         _audit("socket.sendmsg", self.sock, None)
-        return frame
+        if type(fds) is not list and type(fds) is not tuple:
+            fds = list(fds)
+        if type(data) is not bytes or len(data) > self.small:
+            return Sending(self, data, fds)
+        if not fds:
+            fd = -1
+        elif len(fds) > 1 or type(fds[0]) is not int or not 0 <= fds[0] <= INT_MAX or not data or not self.max_fds:
+            return Sending(self, data, fds)
+        else:
+            fd = fds[0]
+        if self.small_frame(data, fd, flags):
+            return None
+        return Sending(self, data, fds)
+
+    def small_frame(self, data: bytes, fd: int, flags: int) -> bool:
+        """A frame that fits a block, with one descriptor or (-1) none: by far the most frequent. Whether it went."""
+        try:
+            block = outgoing_pool.pop()
+        except IndexError:
+            block = outgoing()
+        size = len(data) + HEADER_SIZE
+        block.data[0:size] = header(len(data), fd >= 0) + data
+        block.sizes[IOV_LEN] = size
+        if fd >= 0:
+            block.ints[CMSG_DATA] = fd
+        else:
+            block.lens[CONTROLLEN] = 0
+        results: list[int] = []
+        self.last = results, size
+        results.extend(map(lib_sendmsg, (self.fd,), (block.msg,), (flags | MSG_NOSIGNAL,)))
+        if fd < 0:
+            block.lens[CONTROLLEN] = ONE_SPACE
+        outgoing_pool.append(block)
+        if results[0] < 0:
+            return False
+        self.last = None
+        return True
 
     def encode(self, data: BytesLike, raw: bytes) -> list[Piece]:
         """The messages to send."""
@@ -73,21 +112,18 @@ class Sending:
 
     __slots__ = ("data", "out", "pieces", "raw", "results", "size")
 
-    def __init__(self, out: Outgoing, data: BytesLike, raw: bytes) -> None:
+    def __init__(self, out: Outgoing, data: BytesLike, fds: Sequence[FileDescriptorLike]) -> None:
         self.out = out
         self.data = data
-        self.raw = raw
+        self.raw = raw = pack_fds(fds) if fds else b""
         self.results: list[int] = []  # of each sendmsg
         self.pieces = out.encode(data, raw)
         self.size = sum(len(part) for buffers, _ in self.pieces for part in buffers)
+        out.last = self.results, self.size
 
     def sent(self) -> int:
         """The bytes that have gone."""
         return sum(filter((0).__lt__, self.results))
-
-    def torn(self) -> bool:
-        """Whether a part has gone, and not all."""
-        return 0 < self.sent() < self.size
 
     def advance(self, flags: int) -> int:
         """Send what can go now: 0 if that is all, else the errno to wait for; any other is raised.
@@ -153,6 +189,11 @@ class Sending:
             self.pieces = self.out.encode(self.data, self.raw)
             return True
         return False
+
+
+def torn(results: list[int], size: int) -> bool:
+    """Whether a part has gone, and not all."""
+    return 0 < sum(filter((0).__lt__, results)) < size
 
 
 def left(buffers: list[BytesLike], sent: int) -> list[BytesLike]:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
 SHORT_PAUSE = 0.1  # seconds until the next accept when the table is full
-TURN = 16  # operations without a wait, until other tasks get their turn
+TURN = 64  # operations without a wait, until other tasks get their turn
 _log = logging.getLogger(__name__)
 
 
@@ -79,8 +79,12 @@ class AsyncChannel(Ends):
         if self._sending.locked():
             raise anyio.BusyResourceError("sending on")
         with self._sending:
-            await self._turn()
-            frame = self._outgoing.begin(data, fds)
+            self._unwaited += 1
+            if self._sock is None or self._unwaited > TURN:
+                await self._turn()
+            frame = self._outgoing.start(data, fds, MSG_DONTWAIT)
+            if frame is None:
+                return
             try:
                 while code := frame.advance(MSG_DONTWAIT):
                     if code == ETOOMANYREFS:  # nothing tells when the receiver has taken some
@@ -98,22 +102,24 @@ class AsyncChannel(Ends):
         incoming, frame = self._incoming, None
         try:
             with self._receiving:
-                await self._turn()
+                self._unwaited += 1
+                if self._sock is None or self._unwaited > TURN:
+                    await self._turn()
                 if incoming.staged is not None:
                     incoming.recover()
                 if incoming.back:
                     frame = incoming.back[0]
                     del incoming.back[0]
-                else:
-                    frame = incoming.decoder.next_frame()
-                    while frame is None:
-                        try:
+                while frame is None:
+                    try:
+                        if incoming.between:
+                            frame = incoming.whole(MSG_DONTWAIT)
+                            incoming.staged = None
+                        if frame is None and (frame := incoming.decoder.next_frame()) is None:
                             incoming.fill(MSG_DONTWAIT)
-                        except BlockingIOError:
-                            await self._ready(anyio.wait_readable)
-                            self._live()
-                        else:
-                            frame = incoming.decoder.next_frame()
+                    except BlockingIOError:
+                        await self._ready(anyio.wait_readable)
+                        self._live()
                 return Message(frame[0], frame[1])
         except BaseException as error:
             self._stopped(error, frame)
@@ -122,11 +128,9 @@ class AsyncChannel(Ends):
     async def _turn(self) -> None:
         """Let other tasks run now and then, also if there is always something to do; before anything is done."""
         self._live()
-        self._unwaited += 1
-        if self._unwaited >= TURN:
-            self._unwaited = 0
-            await checkpoint()
-            self._live()
+        self._unwaited = 0
+        await checkpoint()
+        self._live()
 
     async def _ready(self, wait: Callable[[int], Awaitable[None]]) -> None:
         self._unwaited = 0

@@ -85,7 +85,7 @@ class Ends:
 
     def _stopped(self, error: BaseException, frame: Frame | None) -> None:
         """A recv is left by an exception: what it had decoded is for the next one; after a fault nothing is."""
-        if frame is not None:
+        if frame is not None and self._incoming.staged is None:
             self._incoming.back.append(frame)
         if isinstance(error, (ProtocolError, LocalProtocolError)):
             self._incoming.fault = error
@@ -153,27 +153,27 @@ class Channel(Ends):
             raise RuntimeError("another thread is sending on this channel, or the caller of this signal handler")
         with self._sending:
             timeout = sock.gettimeout()
-            frame = self._outgoing.begin(data, fds)
-            try:
-                code = frame.advance(0 if timeout is None else MSG_DONTWAIT)
-                if code:
-                    self._finish(frame, code, timeout)
-            except OSError as error:
-                raise frame.explained(error) from None
+            frame = self._outgoing.start(data, fds, 0 if timeout is None else MSG_DONTWAIT)
+            if frame is not None:
+                try:
+                    self._finish(frame, timeout)
+                except OSError as error:
+                    raise frame.explained(error) from None
 
-    def _finish(self, frame: Sending, code: int, timeout: float | None) -> None:
+    def _finish(self, frame: Sending, timeout: float | None) -> None:
         """Send the rest, waiting as long as the timeout permits."""
-        deadline = FOREVER if timeout is None else monotonic() + timeout
-        while code:
+        deadline = None
+        while code := frame.advance(0 if timeout is None else MSG_DONTWAIT):
             if timeout == 0:
                 raise os_error(code, self._fd)
+            if deadline is None:
+                deadline = FOREVER if timeout is None else monotonic() + timeout
             if code != ETOOMANYREFS:
                 wait(self._fd, OUT, deadline)
             elif monotonic() < deadline:
                 sleep(PAUSE)
             else:
                 raise Timeout(ETIMEDOUT, "timed out: too many descriptors in flight, and the receiver takes none")
-            code = frame.advance(MSG_DONTWAIT)
 
     def recv(self) -> Message:
         """The next message, with its descriptors in `fds`; its other fields are empty.
@@ -191,18 +191,21 @@ class Channel(Ends):
             if self._receiving.locked():
                 raise RuntimeError("another thread is receiving on this channel, or the caller of this signal handler")
             with self._receiving:
-                if self._sock is None:
-                    self._refuse()
+                flags = 0 if self._live().gettimeout() is None else MSG_DONTWAIT
                 if incoming.staged is not None:
                     incoming.recover()
                 if incoming.back:
                     frame = incoming.back[0]
                     del incoming.back[0]
-                else:
-                    frame = incoming.decoder.next_frame()
-                    while frame is None:
-                        deadline = self._fill(deadline)
-                        frame = incoming.decoder.next_frame()
+                while frame is None:
+                    try:
+                        if incoming.between:
+                            frame = incoming.whole(flags)
+                            incoming.staged = None
+                        if frame is None and (frame := incoming.decoder.next_frame()) is None:
+                            incoming.fill(flags)
+                    except BlockingIOError as error:
+                        deadline = self._wait(deadline, error)
                 message = Message(frame[0], frame[1])
         except BaseException as error:
             self._stopped(error, frame)
@@ -211,20 +214,15 @@ class Channel(Ends):
             unreturned.held = message  # type: ignore[assignment]
         return message
 
-    def _fill(self, deadline: float | None) -> float | None:
-        """One receive, waited for; the deadline, once there is one."""
-        timeout = self._live().gettimeout()
-        flags = 0 if timeout is None else MSG_DONTWAIT
-        while True:
-            try:
-                self._incoming.fill(flags)
-                return deadline
-            except BlockingIOError:
-                if timeout == 0:
-                    raise
-                if deadline is None:
-                    deadline = FOREVER if timeout is None else monotonic() + timeout
-                wait(self._fd, IN, deadline)
+    def _wait(self, deadline: float | None, error: BlockingIOError) -> float:
+        """Wait until something is there; the deadline, which begins with the first wait."""
+        if deadline is None:
+            timeout = self._live().gettimeout()
+            if timeout == 0:
+                raise error
+            deadline = FOREVER if timeout is None else monotonic() + timeout
+        wait(self._fd, IN, deadline)
+        return deadline
 
     def __iter__(self) -> Iterator[Message]:
         """The messages that come, until the peer closes."""

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     D = TypeVar("D")
     BytesLike = Union[bytes, bytearray, memoryview]
     Piece = tuple[list[BytesLike], list[D]]
+    Frame = tuple[bytes, list[D]]
+    Parts = Union[tuple[bytes, "Parts"], None]  # the last piece first
+    Body = tuple[int, int, int, Parts]  # payload length, descriptor count, bytes still to come, what came
+    State = tuple[bytes, int, Union[Body, None], list[D], Union[Frame[D], None]]  # __init__ says what each is
 else:  # importing typing would cost more than the rest of this module
 
     class Generic:
         """Stands in for typing.Generic: a subscript gives the class itself."""
 
-        def __class_getitem__(cls, item):
+        def __class_getitem__(cls, item: object) -> type:
             return cls
 
     D = None
@@ -38,6 +42,7 @@ PER_MESSAGE = 253  # Linux's SCM_MAX_FD; a sender may use less, and the format d
 _UINT32 = 0xFFFFFFFF
 _SMALL = 4096  # pieces below this are gathered: a peer that trickles must not cost an object per byte
 _HEADER = Struct(">II")
+header = _HEADER.pack  # (payload length, descriptor count): what a frame begins with
 
 
 def _between(name: str, value: int, low: int, high: int) -> int:
@@ -126,7 +131,6 @@ def _buffers(head: bytes, body: memoryview, start: int, end: int) -> list[BytesL
 
 # Receiving
 
-_INTERRUPTED = (LocalProtocolError, "the decoder was interrupted in the middle of a change")
 _DRAINED = (LocalProtocolError, "the decoder has given its descriptors back")
 
 
@@ -137,10 +141,12 @@ class Decoder(Generic[D]):
     body: max(8, `max_data`, `max_fds`) bytes at most. A body is collected only after its header was found
     within the limits. Descriptors are held only for a frame of which a byte has come.
 
+    Whatever exception strikes in a call (a signal handler's, MemoryError), the call was done or was not:
+    all state is one tuple, replaced in one step, and what it refers to is not changed. A frame that was
+    on its way out of `next_frame` then is lost; where that matters, use `front` and `take`.
+
     ProtocolError: the peer is at fault. The frames before the fault were handed out; from then on
-    every call raises the same. LocalProtocolError: an exception (a signal handler's) struck in
-    the middle of a change, so that whose the descriptors are is no longer certain.
-    After either, `drain` gives the descriptors that no frame took. See recvmsg(2), unix(7).
+    every call raises the same. `drain` gives the descriptors that no frame took. See recvmsg(2), unix(7).
 
     >>> decoder = Decoder()
     >>> decoder.feed(b"\\0\\0\\0\\5" b"\\0\\0\\0\\2" b"hello" b"\\0\\0", ["a", "b"])
@@ -151,65 +157,76 @@ class Decoder(Generic[D]):
     (6, 4096)
     """
 
-    __slots__ = ("_at", "_fault", "_fds", "_head", "_idle", "_missing", "_parts", "_read", "max_data", "max_fds")
+    __slots__ = ("_fault", "_judged", "_state", "max_data", "max_fds")
 
     def __init__(self, max_data: int = MAX_DATA, max_fds: int = MAX_FDS) -> None:
         self.max_data = _between("max_data", max_data, 0, _UINT32)
         self.max_fds = _between("max_fds", max_fds, 0, _UINT32)
-        self._read = b""  # received, and not yet part of a frame, but for
-        self._at = 0  # its first so many bytes
-        self._head: tuple[int, int] | None = None  # payload length and descriptor count of a frame that has begun,
-        self._parts: list[bytes | bytearray] = []  # what came of its body,
-        self._missing = 0  # and how many bytes are still to come
-        self._fds: list[D] = []
-        self._idle = True  # next_frame gave None, and nothing was fed since
+        # What was received and how many bytes of it are used; the body that has begun; descriptors; the frame in front.
+        self._state: State[D] = (b"", 0, None, [], None)
+        self._judged = self._state  # the last state in which no frame was whole
         self._fault: tuple[type[LocalProtocolError | ProtocolError], str] | None = None
 
     def feed(self, data: BytesLike, fds: Sequence[D] = ()) -> None:
         """Take the bytes of one receive (or of several), all of them, and the descriptors that came with them.
 
-        The descriptors are the decoder's from here on, also when this raises ProtocolError
-        or LocalProtocolError; after any other exception they may be, and the caller closes its own
-        list and `drain`'s, each descriptor once. `data` is copied unless it is bytes.
+        The descriptors are the decoder's from here on, also when this raises ProtocolError or LocalProtocolError.
+        After any other exception it has taken all or nothing: if nothing, `wanted` answers as before, else it
+        raises LocalProtocolError until `next_frame` was called. `data` is copied unless it is bytes.
         """
         read = data if type(data) is bytes else bytes(memoryview(data))
-        before, self._fault = self._fault, self._fault or _INTERRUPTED
-        self._fds.extend(fds)
-        if before is not None:
-            self._check()
-        if fds and not read:
-            self._fail("descriptors without a byte of data")
-        self._read = self._read[self._at :] + read if self._at < len(self._read) else read
-        self._at = 0
-        self._idle = False
-        self._fault = None
+        if fds and not read and self._fault is None:
+            self._fault = (ProtocolError, "descriptors without a byte of data")
+        old, at, body, held, front = self._state
+        if self._fault is not None:
+            read = b""
+        elif at < len(old):
+            read = old[at:] + read
+        self._state = (read, 0, body, [*held, *fds] if fds else held, front)
+        self._check()
 
-    def next_frame(self) -> tuple[bytes, list[D]] | None:
+    def next_frame(self) -> Frame[D] | None:
         """The next whole frame, (payload, descriptors), or None: feed more. The descriptors are the caller's.
 
         ProtocolError if the peer broke the protocol or a limit.
         """
+        frame = self.front()
+        if frame is not None:
+            self.take(frame)
+        return frame
+
+    def front(self) -> Frame[D] | None:
+        """As `next_frame`, but the frame stays the decoder's, and the next one, until it is given to `take`."""
         if self._fault is not None:
             self._check()
-        if self._head is not None:
-            return self._collect()
-        read, at = self._read, self._at
+        read, at, body, fds, front = self._state
+        if front is not None:
+            return front
+        if body is not None:
+            return self._collect(read, at, body)
         if len(read) - at < HEADER_SIZE:
-            self._wait(self.max_fds if at < len(read) else 0)
-            return None
+            return self._wait(self.max_fds if at < len(read) else 0)
         size, count = _HEADER.unpack_from(read, at)
         if size > self.max_data or count > self.max_fds:
             self._refuse(size, count)
-        end = at + HEADER_SIZE + max(size, count)
+        at += HEADER_SIZE
+        end = at + (size if size > count else count)
         if end > len(read):
-            self._begin(size, count)
-            return None
+            self._state = (b"", 0, (size, count, end - len(read), (read[at:], None)), fds, None)
+            return self._wait(count)
         if count:
-            return self._deal(read[at + HEADER_SIZE : end], size, count, end)
-        self._at = end
-        return read[at + HEADER_SIZE : end], []
+            return self._deal(read[at:end], size, count, read, end)
+        front = read[at:end], []
+        self._state = (read, end, None, fds, front)
+        return front
 
-    def __iter__(self) -> Iterator[tuple[bytes, list[D]]]:
+    def take(self, frame: Frame[D]) -> None:
+        """The frame that `front` gave is the caller's now. It does no harm to say it again."""
+        read, at, body, fds, front = self._state
+        if front is frame:
+            self._state = (read, at, body, fds, None)
+
+    def __iter__(self) -> Iterator[Frame[D]]:
         """The whole frames that are here."""
         return iter(self.next_frame, None)
 
@@ -220,18 +237,20 @@ class Decoder(Generic[D]):
         count is not known. A receive may ask for more bytes, and then later frames' descriptors may come too.
         LocalProtocolError while frames may be waiting: `next_frame` must have given None.
         """
-        self._check_idle()
-        if self._head is not None:
-            return self._missing, self._head[1] - len(self._fds)
-        return HEADER_SIZE - (len(self._read) - self._at), self.max_fds - len(self._fds)
+        self._check_judged()
+        read, at, body, fds, _ = self._state
+        if body is not None:
+            return body[2], body[1] - len(fds)
+        return HEADER_SIZE - (len(read) - at), self.max_fds - len(fds)
 
     def eof(self) -> NoReturn:
         """The peer will send nothing more: EOFError if it ended between frames, else ProtocolError.
 
         LocalProtocolError while frames may be waiting: `next_frame` must have given None.
         """
-        self._check_idle()
-        if self._head is None and self._at == len(self._read):
+        self._check_judged()
+        read, at, body, _, _ = self._state
+        if body is None and at == len(read):
             raise EOFError("the peer closed the connection")
         self._fail("the stream ended in the middle of a frame")
 
@@ -242,23 +261,27 @@ class Decoder(Generic[D]):
         interrupted can begin again.
         """
         self._fault = self._fault or _DRAINED
-        return self._fds
+        _, _, _, held, front = self._state
+        if front is not None:
+            held = front[1] + held
+        self._state = (b"", 0, None, held, None)
+        return held
 
-    # What next_frame is made of
+    # What these are made of
 
     def _check(self) -> None:
         if self._fault is not None:
             raise self._fault[0](self._fault[1])
 
-    def _check_idle(self) -> None:
+    def _check_judged(self) -> None:
         self._check()
-        if not self._idle:
+        if self._judged is not self._state:
             raise LocalProtocolError("frames may be waiting: call next_frame() until it gives None")
 
     def _fail(self, why: str) -> NoReturn:
         self._fault = (ProtocolError, why)
-        self._read = b""
-        self._parts = []
+        _, _, _, fds, front = self._state
+        self._state = (b"", 0, None, fds, front)
         raise ProtocolError(why)
 
     def _refuse(self, size: int, count: int) -> NoReturn:
@@ -266,61 +289,64 @@ class Decoder(Generic[D]):
             self._fail(f"a frame of {size} bytes, and the limit is {self.max_data}")
         self._fail(f"a frame of {count} descriptors, and the limit is {self.max_fds}")
 
-    def _wait(self, allowed: int) -> None:
+    def _wait(self, allowed: int) -> Frame[D] | None:
         """Nothing is whole. Descriptors come with a byte of their own frame, so they belong to this one or to none."""
-        if len(self._fds) > allowed:
-            self._fail(f"descriptors that no frame announced: {len(self._fds)} came, and at most {allowed} may have")
-        self._idle = True
+        fds = self._state[3]
+        if len(fds) > allowed:
+            self._fail(f"descriptors that no frame announced: {len(fds)} came, and at most {allowed} may have")
+        self._judged = self._state
+        return None
 
-    def _begin(self, size: int, count: int) -> None:
-        """Start to collect a frame of which only a part is here."""
-        self._fault = _INTERRUPTED
-        part = self._read[self._at + HEADER_SIZE :]
-        self._parts = [part]
-        self._missing = max(size, count) - len(part)
-        self._head = (size, count)
-        self._read = b""
-        self._at = 0
-        self._fault = None
-        self._wait(count)
+    def _collect(self, read: bytes, at: int, body: Body) -> Frame[D] | None:
+        """Go on with the frame that has begun; its pieces are joined once, at its end."""
+        size, count, missing, parts = body
+        piece = read if at == 0 and len(read) <= missing else read[at : at + missing]  # PyPy copies a whole slice
+        if len(piece) == missing:
+            return self._deal(_joined(parts, piece), size, count, read, at + missing)
+        if piece:
+            body = (size, count, missing - len(piece), _added(parts, piece))
+            self._state = (b"", 0, body, self._state[3], None)
+        return self._wait(count)
 
-    def _collect(self) -> tuple[bytes, list[D]] | None:
-        """Go on with the frame that has begun; its parts are joined once, at its end."""
-        assert self._head is not None
-        size, count = self._head
-        if self._missing:
-            self._keep()
-        if self._missing:
-            self._wait(count)
-            return None
-        return self._deal(b"".join(self._parts), size, count, self._at)
-
-    def _keep(self) -> None:
-        self._fault = _INTERRUPTED
-        part = self._read
-        if self._at or len(part) > self._missing:  # PyPy copies also when it cuts nothing off
-            part = part[self._at : self._at + self._missing]
-        if len(part) >= _SMALL:
-            self._parts.append(part)
-        elif type(self._parts[-1]) is bytearray:
-            self._parts[-1] += part
-        else:
-            self._parts.append(bytearray(part))
-        self._at += len(part)
-        self._missing -= len(part)
-        self._fault = None
-
-    def _deal(self, body: bytes, size: int, count: int, end: int) -> tuple[bytes, list[D]]:
-        """Hand out the frame whose body is whole. Its descriptors came with its bytes, or they never will."""
-        if count > len(self._fds):
-            self._fail(f"a frame of {count} descriptors, and {len(self._fds)} came")
+    def _deal(self, body: bytes, size: int, count: int, read: bytes, end: int) -> Frame[D]:
+        """The frame whose body is whole goes to the front. Its descriptors came with its bytes, or they never will."""
+        fds = self._state[3]
+        if count > len(fds):
+            self._fail(f"a frame of {count} descriptors, and {len(fds)} came")
         if body.count(0, size) < len(body) - size:
             self._fail("padding that is not zero")
-        frame = body[:size], self._fds[:count]
-        self._fault = _INTERRUPTED
-        self._head = None
-        self._parts = []
-        self._at = end
-        del self._fds[:count]
-        self._fault = None
+        frame = body[:size], fds[:count]
+        self._state = (read, end, None, fds[count:], frame)
         return frame
+
+
+def one_frame(data: bytes, fds: list[D], max_data: int) -> Frame[D] | None:
+    """What one receive brought, when no part of a frame was here, if that is one whole frame and nothing else.
+
+    None if it is not: a Decoder has to tell what it is. The caller has looked at the number of descriptors.
+    """
+    if len(data) < HEADER_SIZE:
+        return None
+    size, count = _HEADER.unpack_from(data)
+    end = HEADER_SIZE + size
+    if count != len(fds) or size > max_data or len(data) != (end if size > count else HEADER_SIZE + count):
+        return None
+    if size < count and data.count(0, end) < count - size:
+        return None
+    return data[HEADER_SIZE:end], fds
+
+
+def _added(parts: Parts, piece: bytes) -> Parts:
+    """The pieces and one more. Small ones are put together, or a peer that trickles would cost an object for each."""
+    while parts is not None and len(parts[0]) <= len(piece) < _SMALL:
+        piece = parts[0] + piece
+        parts = parts[1]
+    return piece, parts
+
+
+def _joined(parts: Parts, last: bytes) -> bytes:
+    pieces = [last]
+    while parts is not None:
+        pieces.append(parts[0])
+        parts = parts[1]
+    return b"".join(reversed(pieces))
