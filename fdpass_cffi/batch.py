@@ -247,17 +247,18 @@ def recv_one_by_one(
     found: list[Message | TruncatedError] = []
     waiting = flags
     try:
-        while len(found) < n:
-            try:
-                found.append(recv_message(sock, bufsize, maxfds, waiting))
-            except TruncatedError as error:
-                found.append(error)
-            waiting = flags | MSG_DONTWAIT
-            if ends(fd, found[-1]):
-                break
-    except OSError:  # nothing more for now, or an error that must not cost what came before
-        if not found:
-            raise
+        try:
+            while len(found) < n:
+                try:
+                    found.append(recv_message(sock, bufsize, maxfds, waiting))
+                except TruncatedError as error:
+                    found.append(error)
+                waiting = flags | MSG_DONTWAIT
+                if ends(fd, found[-1]):
+                    break
+        except OSError:  # nothing more for now, or an error that must not cost what came before
+            if not found:
+                raise
     except BaseException:
         for message in found:
             if isinstance(message, Message):
