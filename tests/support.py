@@ -1,0 +1,166 @@
+"""What several test modules share: sockets, descriptors that can be told apart, `socket` in our shape, children."""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+PYPY = sys.implementation.name == "pypy"
+SOL_SOCKET, SCM_RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
+INT = array.array("i").itemsize
+
+# qemu-user enlarges the control buffer on receive, and repairs a wrong cmsg_len on send.
+needs_real_kernel = pytest.mark.skipif("LAB_EMULATED" in os.environ, reason="qemu-user loses truncation")
+needs_cpython = pytest.mark.skipif(PYPY, reason="PyPy neither counts references nor traces opcodes")
+
+
+# Sockets and descriptors
+
+
+@contextmanager
+def pair(kind: int = socket.SOCK_STREAM):
+    """Two connected AF_UNIX sockets, closed at the end."""
+    a, b = socket.socketpair(socket.AF_UNIX, kind)
+    with a, b:
+        yield a, b
+
+
+@contextmanager
+def descriptors(count: int):
+    """`count` open descriptors, each of another inode, closed at the end."""
+    made = []
+    try:
+        while len(made) < 2 * count:
+            made += os.pipe()
+        yield made[::2]
+    finally:
+        close(made)
+
+
+def close(fds) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def identity(fd: int) -> tuple[int, int]:
+    """What a descriptor refers to, whatever its number: (device, inode)."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def identities(fds) -> list[tuple[int, int]]:
+    return [identity(fd) for fd in fds]
+
+
+def open_numbers() -> set[int]:
+    """The number of every open descriptor of this process."""
+    numbers = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the descriptor that listed the folder
+            os.fstat(int(name))
+            numbers.add(int(name))
+    return numbers
+
+
+def close_new(before: set[int]) -> list[int]:
+    """Close what is open and was not `before`; the numbers."""
+    new = sorted(open_numbers() - before)
+    close(new)
+    return new
+
+
+def rights(fds) -> list[tuple[int, int, bytes]]:
+    """The ancdata that carries `fds`."""
+    return [(SOL_SOCKET, SCM_RIGHTS, array.array("i", fds).tobytes())]
+
+
+def fds_in(ancdata) -> list[int]:
+    """The descriptors in received ancdata."""
+    found = array.array("i")
+    for level, kind, data in ancdata:
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % INT])
+    return found.tolist()
+
+
+def fill(sock: socket.socket, chunk: bytes = b"x" * 4096) -> None:
+    """Send until not one byte more would go."""
+    for data in (chunk, b"x"):
+        with suppress(BlockingIOError):
+            while True:
+                sock.send(data, socket.MSG_DONTWAIT)
+
+
+def drain(sock: socket.socket) -> bytes:
+    """Everything that waits in a stream socket."""
+    got = b""
+    with suppress(BlockingIOError):
+        while data := sock.recv(1 << 20, socket.MSG_DONTWAIT):
+            got += data
+    return got
+
+
+# `socket` in the shape of the package, to run the same check on both
+
+STDLIB = SimpleNamespace(
+    __name__="socket",
+    sendmsg=lambda sock, *args, **kw: sock.sendmsg(*args, **kw),
+    recvmsg=lambda sock, *args, **kw: sock.recvmsg(*args, **kw),
+    recvmsg_into=lambda sock, *args, **kw: sock.recvmsg_into(*args, **kw),
+    send_fds=socket.send_fds,
+    recv_fds=socket.recv_fds,
+    CMSG_LEN=socket.CMSG_LEN,
+    CMSG_SPACE=socket.CMSG_SPACE,
+)
+
+
+# Processes, signals, and tests that might hang
+
+
+def run_child(fdpass, code: str, *args: object, **options) -> str:
+    """Run `code` in a new interpreter where `import fdpass_cffi` gives the same package and backend; its output."""
+    above = str(Path(fdpass.__file__).parent.parent)
+    path = os.pathsep.join([above, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    child = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, args)],
+        check=False, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": path, "FDPASS_CFFI_BACKEND": fdpass.BACKEND}, **options,
+    )  # fmt: skip
+    assert (0, "") == (child.returncode, child.stderr), child.stdout
+    return child.stdout
+
+
+class Alarm(Exception):
+    """Raised by the handler of `alarm`: the call under test did not return by itself."""
+
+
+@contextmanager
+def on_alarm(handler, first: float, interval: float = 0.0):
+    """Call `handler()` by SIGALRM after `first` seconds and then every `interval`, within the block."""
+    old = signal.signal(signal.SIGALRM, lambda *_: handler())
+    signal.setitimer(signal.ITIMER_REAL, first, interval)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+@contextmanager
+def alarm(seconds: float):
+    """Leave the block by an Alarm if it takes longer: what would hang fails."""
+
+    def ring():
+        raise Alarm
+
+    with on_alarm(ring, seconds):
+        yield
