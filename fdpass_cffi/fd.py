@@ -117,6 +117,7 @@ class OwnedFd:
 
         It is a property whose value is a C function, since a Python function would lose the int to an
         exception at its `return`. Like any int, it has no owner until the caller has stored it.
+        Without a GIL, a thread that another one beats by nanoseconds may see IndexError instead.
         """
         return partial(next, chain(map(_pop, filter(None, (self._cell,))), map(self._refuse, repeat(None))))
 
@@ -189,8 +190,9 @@ class OwnedFd:
 
     def _give(self, steps: Callable[[list[int]], Iterator[object]]) -> None:
         """Run `steps` on the descriptor, which make a C object its owner, and give it up if all went well."""
-        mine = _owner_of(map(_pop, filter(None, (self._cell,))))  # now no other thread can close it in between
-        if not mine._cell:
+        try:
+            mine = _owner_of(map(_pop, (self._cell,)))  # now no other thread can close it in between
+        except IndexError:
             self._refuse()
         try:
             deque(chain(steps(mine._cell), map(_pop, (mine._cell,))), maxlen=0)
@@ -297,7 +299,7 @@ def close_owned(owners: Iterable[OwnedFd]) -> None:
         try:
             deque(closing, maxlen=0)
             return
-        except OSError:
+        except (OSError, IndexError):  # IndexError: taken by another thread, on a Python without a GIL
             continue  # with the next
 
 
