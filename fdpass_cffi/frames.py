@@ -164,7 +164,7 @@ class Decoder(Generic[D]):
         self.max_fds = _between("max_fds", max_fds, 0, _UINT32)
         # What was received and how many bytes of it are used; the body that has begun; descriptors; the frame in front.
         self._state: State[D] = (b"", 0, None, [], None)
-        self._judged = self._state  # the last state in which no frame was whole
+        self._judged: State[D] = self._state  # the last state in which no frame was whole
         self._fault: tuple[type[LocalProtocolError | ProtocolError], str] | None = None
 
     def feed(self, data: BytesLike, fds: Sequence[D] = ()) -> None:

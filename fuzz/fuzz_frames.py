@@ -21,7 +21,7 @@ Receive = tuple[bytes, list[int]]
 
 
 def script(fuzz: atheris.FuzzedDataProvider) -> list[Receive]:
-    """What arrives: each step is noise, an honest frame, or a change to the last receive: cut, merged, or less of it."""
+    """What arrives: each step is noise, an honest frame, or a change to the last receive: cut, merged, less of it."""
     arrived: list[Receive] = []
     number = 0
     while fuzz.remaining_bytes() and len(arrived) < 200:
@@ -79,9 +79,19 @@ def receive_all(decoder: Decoder[int], arrived: list[Receive]) -> tuple[list[Rec
         most = max(HEADER_SIZE, decoder.max_data, decoder.max_fds)
         assert 1 <= nbytes <= most
         assert 0 <= nfds <= decoder.max_fds
-        assert decoder._head or nbytes < HEADER_SIZE or not decoder._fds, "descriptors are kept for no frame"
-        assert len(decoder._read) + sum(map(len, decoder._parts)) <= most + len(data), "more is kept than was promised"
+        read, _, body, held, _ = decoder._state
+        assert body or nbytes < HEADER_SIZE or not held, "descriptors are kept for no frame"
+        assert len(read) + sum(map(len, pieces(body))) <= most + len(data), "more is kept than was promised"
     return got, fed, False
+
+
+def pieces(body: tuple | None) -> list[bytes]:
+    """What came of the body that is being collected."""
+    found, parts = [], body and body[3]
+    while parts:
+        piece, parts = parts
+        found.append(piece)
+    return found
 
 
 def says_the_same(decoder: Decoder[int], fault: ProtocolError) -> bool:

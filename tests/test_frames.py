@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fdpass_cffi.errors import LocalProtocolError, ProtocolError
-from fdpass_cffi.frames import HEADER_SIZE, MAX_DATA, MAX_FDS, MAX_PACKET, Decoder, encode
+from fdpass_cffi.frames import HEADER_SIZE, MAX_DATA, MAX_FDS, MAX_PACKET, Decoder, encode, one_frame
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 quick = settings(deadline=None, database=None)
@@ -177,7 +177,7 @@ def test_a_limit_out_of_range_is_refused_by_name(name, value):
 
 
 class Stream:
-    """A Linux stream socket: a receive takes the plain bytes before a chunk with descriptors, and stops in or after it."""
+    """A Linux stream socket: a receive takes plain bytes before a chunk with descriptors, and stops in or after it."""
 
     def __init__(self, draw):
         self.draw = draw
@@ -315,8 +315,18 @@ def corrupted(draw, arrived):
     return [(bytes(data), fds) for data, fds in arrived if data or fds]
 
 
+def pieces(decoder: Decoder) -> list[bytes]:
+    """What came of the body that is being collected."""
+    body = decoder._state[2]
+    found, parts = [], body and body[3]
+    while parts:
+        piece, parts = parts
+        found.append(piece)
+    return found
+
+
 def kept(decoder: Decoder) -> int:
-    return len(decoder._read) + sum(map(len, decoder._parts))
+    return len(decoder._state[0]) + sum(map(len, pieces(decoder)))
 
 
 def until_the_fault(decoder: Decoder, arrived) -> tuple[list, list[int], bool]:
@@ -331,7 +341,8 @@ def until_the_fault(decoder: Decoder, arrived) -> tuple[list, list[int], bool]:
         except ProtocolError:
             return got, went_in, True
         assert kept(decoder) <= max(decoder.max_data, decoder.max_fds) + len(data)
-        assert len(decoder._fds) <= (decoder.max_fds if decoder._head or decoder.wanted()[0] < HEADER_SIZE else 0)
+        _, _, body, held, _ = decoder._state
+        assert len(held) <= (decoder.max_fds if body or decoder.wanted()[0] < HEADER_SIZE else 0)
     return got, went_in, False
 
 
@@ -435,9 +446,9 @@ def test_a_peer_that_trickles_costs_what_it_sends(size):
     for at in range(0, len(stream), size):
         decoder.feed(stream[at : at + size])
         frame = decoder.next_frame()
-        parts = max(parts, len(decoder._parts))
+        parts = max(parts, len(pieces(decoder)))
         assert kept(decoder) <= len(stream) + size
-    assert parts <= 3 + len(data) // 4096
+    assert parts <= 15 + len(data) // 4096
     assert (data, []) == frame
 
 
@@ -448,21 +459,10 @@ def test_many_frames_in_one_receive_are_not_moved():
     decoder.feed(read)
     for _ in range(4999):
         assert (b"", []) == decoder.next_frame()
-        assert read is decoder._read
+        assert read is decoder._state[0]
 
 
 # An exception at any boundary
-
-
-class Owner:
-    """A descriptor that closes itself when nobody has it any more, as OwnedFd does."""
-
-    def __init__(self, number, closed):
-        self.number = number
-        self.closed = closed
-
-    def __del__(self):
-        self.closed.append(self.number)
 
 
 class Struck(BaseException):
@@ -487,54 +487,132 @@ def striking(at: int):
     return trace
 
 
-SENT = [(b"abc", [0, 1]), (b"", []), (b"x" * 30, [2]), (b"", [3, 4, 5])]
-
-
-def struck_run(at: int) -> tuple[list, Decoder, list[Owner], list[int], bool]:
-    """Receive SENT in reads that cut every frame, and be struck at the nth boundary: what was got, and what is held."""
-    closed: list[int] = []
-    decoder: Decoder[Owner] = Decoder()
-    got, given_, struck = [], [], False
-    stream = b"".join(b"".join(buffers) for data, fds in SENT for buffers, _ in encode(data, fds))
-    cuts = [(0, 3, [0, 1]), (3, 24, [2]), (24, 40, []), (40, 58, [3, 4, 5]), (58, 99, [])]
+def struck(call, at: int) -> bool:
+    """Whether `call` was left by an exception at its nth boundary; else it is done."""
     before = sys.gettrace()
     if sys.implementation.name == "cpython":
         sys._getframe().f_trace_opcodes = True  # CPython 3.12 looks at this only when tracing is switched on
     sys.settrace(striking(at))
     try:
-        for start, end, fds in cuts:
-            given_ = [Owner(number, closed) for number in fds]
-            decoder.feed(stream[start:end], given_)
-            given_ = []
-            while True:
-                frame = decoder.next_frame()
-                if frame is None:
-                    break
-                got.append(frame)
+        call()
     except Struck:
-        struck = True
+        return True
     finally:
         sys.settrace(before)
-    return got, decoder, given_, closed, struck
+    return False
 
 
-def test_an_exception_at_any_boundary_loses_no_descriptor():
-    """Each descriptor is in the decoder, in a frame handed out, or with nobody and so closed, then its whole frame."""
-    at, struck = 1, True
-    while struck:
-        got, decoder, given_, closed, struck = struck_run(at)
+class Adapter:
+    """What an adapter has to do so that an exception at any boundary takes nothing away from the next call."""
+
+    def __init__(self, arrived):
+        self.decoder: Decoder[int] = Decoder()
+        self.arrived = list(arrived)
+        self.got = []
+        self.frame = None
+        self.feeding = 0
+
+    def resume(self):
+        """Go on after an exception: a frame that was got is taken, and what was fed is not fed again."""
+        if self.frame is not None:
+            self.decoder.take(self.frame)
+            self.frame = None
         try:
-            got += iter(decoder)
+            self.decoder.wanted()
         except LocalProtocolError:
-            assert struck
-        frames = [(data, [owner.number for owner in owners]) for data, owners in got]
-        assert all(frame in SENT for frame in frames), at
-        held = [owner.number for owner in decoder.drain()] + [owner.number for owner in given_]
-        assert closed in [[], *[sorted(fds) for _, fds in SENT], *[sorted(fds)[::-1] for _, fds in SENT]], at
-        assert not set(closed) & set(held), at
+            del self.arrived[: self.feeding]
+        self.feeding = 0
+
+    def run(self):
+        while True:
+            while (frame := self.decoder.front()) is not None:
+                self.frame = frame
+                self.got.append(frame)
+                self.decoder.take(frame)
+                self.frame = None
+            if not self.arrived:
+                return
+            self.feeding = 1
+            self.decoder.feed(*self.arrived[0])
+            self.feeding = 0
+            del self.arrived[0]
+
+
+SENT = [(b"abc", [0, 1]), (b"", []), (b"x" * 30, [2]), (b"", [3, 4, 5])]
+CUTS = [(0, 3, [0, 1]), (3, 24, [2]), (24, 30, []), (30, 40, []), (40, 58, [3, 4, 5]), (58, 99, [])]
+
+
+def cut_up() -> list[tuple[bytes, list[int]]]:
+    """The frames of SENT, in reads that cut each of them."""
+    stream = b"".join(b"".join(buffers) for data, fds in SENT for buffers, _ in encode(data, fds))
+    return [(stream[start:end], fds) for start, end, fds in CUTS]
+
+
+def test_an_exception_at_any_boundary_takes_nothing_away():
+    """Wherever a call is left, it was done or it was not: gone on with, all frames come, with their own descriptors."""
+    at, again = 1, True
+    while again:
+        adapter = Adapter(cut_up())
+        again = struck(adapter.run, at)
+        adapter.resume()
+        adapter.run()
+        assert SENT == adapter.got, at
+        assert [] == adapter.decoder.drain()
         at += 1
-    assert SENT == frames
     assert 60 < at
+
+
+def test_an_exception_at_any_boundary_leaves_every_descriptor_to_drain():
+    """Wherever a call is left, the descriptors are in frames, in drain(), or not fed; also after a peer's fault."""
+    at, again = 1, True
+    arrived = [*cut_up()[:3], (b"", [6])]
+    while again:
+        adapter = Adapter(arrived)
+        with suppress(ProtocolError):
+            again = False
+            again = struck(adapter.run, at)
+        if adapter.frame is not None:
+            adapter.decoder.take(adapter.frame)
+        drained = adapter.decoder.drain()
+        assert drained is adapter.decoder.drain()
+        out = [fd for _, fds in adapter.got for fd in fds] + drained
+        perhaps_fed = [fd for _, fds in adapter.arrived for fd in fds]
+        assert [0, 1, 2, 6][: len(out)] == out, at
+        assert {0, 1, 2, 6} == {*out, *perhaps_fed}, at
+        at += 1
+    assert 60 < at
+
+
+def test_what_is_in_front_stays_until_it_is_taken():
+    """front() gives the same frame until take(); until then its descriptors are the decoder's, for drain() to give."""
+    decoder = Decoder()
+    decoder.feed(b"\0\0\0\0\0\0\0\1\0" * 3, ["a", "b", "c"])
+    first = decoder.front()
+    assert first is decoder.front()
+    decoder.take(first)
+    decoder.take(first)
+    assert (b"", ["b"]) == decoder.next_frame()
+    assert (b"", ["c"]) == decoder.front()
+    with pytest.raises(LocalProtocolError):
+        decoder.wanted()
+    assert ["c"] == decoder.drain()
+    decoder.take(first)
+    assert ["c"] == decoder.drain()
+
+
+@quick
+@given(st.data())
+def test_one_frame_is_what_the_decoder_says(data):
+    """The shortcut for a receive that is one whole frame gives the decoder's frame, and None for anything else."""
+    frame = data.draw(messages(2))
+    arrived = [(b"".join(b"".join(buffers) for buffers, _ in encode(*one)), one[1]) for one in frame]
+    if data.draw(st.booleans()):
+        arrived = corrupted(data.draw, arrived)
+    for read, fds in arrived:
+        decoder = Decoder(max_data=1000)
+        got, _, fault = until_the_fault(decoder, [(read, fds)])
+        alone = len(got) == 1 and not fault and decoder.wanted() == (HEADER_SIZE, MAX_FDS)
+        assert (got[0] if alone else None) == one_frame(read, fds, 1000)
 
 
 # The kernel itself
