@@ -16,7 +16,17 @@ from ._arguments import buffer_size, c_int, integer, most_fds
 from ._backend import LAYOUT, LINUX, WORD, ffi, lib
 from ._close import close_all
 from ._receive import MSG_CMSG_CLOEXEC, carried, parsed, sender, warn_malformed
-from ._scratch import CONTROL_ROOM, LEN, NAME_ROOM, NOT_ARRIVED, ONE_LEN, ONE_SPACE, OUTGOING_DATA, SCM_RIGHTS, SOL_SOCKET
+from ._scratch import (
+    CONTROL_ROOM,
+    LEN,
+    NAME_ROOM,
+    NOT_ARRIVED,
+    ONE_LEN,
+    ONE_SPACE,
+    OUTGOING_DATA,
+    SCM_RIGHTS,
+    SOL_SOCKET,
+)
 from ._send import MSG_NOSIGNAL, SOCK_STREAM, each, exported, pack_fds
 from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, fileno, getsockopt, take_errno
 from ._truncated import truncated
@@ -48,7 +58,7 @@ lib_recvmmsg = getattr(lib, "recvmmsg", None) if LINUX else None
 def send_messages(
     sock: FileDescriptorLike, messages: Iterable[tuple[Buffer, Iterable[FileDescriptorLike]]], flags: int = 0
 ) -> int:
-    """Send `messages`, each (data, fds), in order; how many went, all but if the socket does not block or an error came.
+    """Send `messages`, each (data, fds), in order; how many went: all, if the socket blocks and no error came.
 
     At most 1024 go in one call. Each is one message with at most 253 descriptors, which stay the caller's. An error
     is raised if the first one did not go: call again with the rest to learn of a later one's. A stream keeps
@@ -155,8 +165,9 @@ def one_each_vector(n: int) -> v.Vector:
         pass
     vector = v.Vector(n, ONE_SPACE, 0, False)
     at, step = vector.controls // 4, vector.control // 4
+    lens_at, lens_step = vector.controls // LEN, vector.control // LEN
     v.put_column(vector.lens, v.CONTROLLEN, v.HEADER // LEN, array(LEN_CODE, [ONE_SPACE]) * n)
-    v.put_column(vector.lens, vector.controls // LEN + v.CMSG_LEN, vector.control // LEN, array(LEN_CODE, [ONE_LEN]) * n)
+    v.put_column(vector.lens, lens_at + v.CMSG_LEN, lens_step, array(LEN_CODE, [ONE_LEN]) * n)
     v.put_column(vector.ints, at + v.CMSG_LEVEL, step, array("i", [SOL_SOCKET]) * n)
     v.put_column(vector.ints, at + v.CMSG_TYPE, step, array("i", [SCM_RIGHTS]) * n)
     return vector
@@ -222,6 +233,20 @@ def recv_messages(
 
     At the end of a stream the last message is empty. TruncatedError if part of one was lost; the others of the
     batch are in its `messages` (in order; a second truncated one as its TruncatedError), the caller's to close.
+    Errors otherwise as `recv_message`; recvmmsg(2), which tells of a reset connection before what came over it.
+
+    >>> import socket
+    >>> a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    >>> send_messages(a, [(b"one", [0]), (b"too many", [0, 1]), (b"three", [])])
+    3
+    >>> try:
+    ...     recv_messages(b, 10, 100, 1)
+    ... except TruncatedError as error:
+    ...     print(error.reason, error.data, [message.data for message in error.messages])
+    ...     for message in error.messages:
+    ...         message.close()
+    maxfds b'too many' [b'one', b'three']
+    >>> a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
     flags, count = c_int("flags", flags), min(integer("n", n), v.MOST)
@@ -345,17 +370,19 @@ class Arrivals:
         addresses = [self.address(sock, fd, i, n) if n else None for i, n in enumerate(namelens)]
         left = [self.room - used for used in vector.header_lens(v.CONTROLLEN, got)]
         self.keep()
-        if ones is not None and not any([lost(one, flags) for one in shown if one & LOST]):
+        if ones is not None and not any(one & LOST and lost(one, flags) for one in shown):
             self.owned = adopt(fds)
             return [Message(*part) for part in zip(datas, [[one] for one in self.owned], shown, addresses)]
-        return self.mixed(sock, fd, entries or [([one], [], None) for one in fds], datas, shown, addresses, left, most, flags)
+        entries = entries or [([one], [], None) for one in fds]
+        return self.mixed(sock, fd, entries, datas, shown, addresses, left, most, flags)
 
     def one_each(self, got: int) -> list[int] | None:
         """The descriptors, if each entry brought one SCM_RIGHTS item with one descriptor and nothing else."""
         vector = self.vector
+        at, step = vector.controls // LEN, vector.control // LEN
         if (
             vector.header_lens(v.CONTROLLEN, got) == [ONE_SPACE] * got
-            and v.column(vector.lens, vector.controls // LEN + v.CMSG_LEN, vector.control // LEN, got) == [ONE_LEN] * got
+            and v.column(vector.lens, at + v.CMSG_LEN, step, got) == [ONE_LEN] * got
             and vector.control_ints(v.CMSG_TYPE, got) == [SCM_RIGHTS] * got
             and vector.control_ints(v.CMSG_LEVEL, got) == [SOL_SOCKET] * got
         ):

@@ -118,7 +118,18 @@ def pass_credentials(sock: FileDescriptorLike, on: bool = True) -> None:
 
 
 def pass_pidfd(sock: FileDescriptorLike, on: bool = True) -> None:
-    """Have every message received on `sock` carry a pidfd of its sender: SO_PASSPIDFD, Linux 6.5; else ENOPROTOOPT."""
+    """Have every message received on `sock` carry a pidfd of its sender: SO_PASSPIDFD, Linux 6.5; else ENOPROTOOPT.
+
+    >>> import socket
+    >>> a, b = socket.socketpair()
+    >>> pass_pidfd(b)
+    >>> a.send(b"hello")
+    5
+    >>> with recv_message(b, 100, 0) as message:
+    ...     message.pidfd  # doctest: +ELLIPSIS
+    <OwnedFd ... pidfd>
+    >>> a.close(); b.close()
+    """
     _pass(sock, "SO_PASSPIDFD", on)
 
 
@@ -126,5 +137,14 @@ def pass_rights(sock: FileDescriptorLike, on: bool = True) -> None:
     """Whether descriptors may be sent to `sock` at all: SO_PASSRIGHTS, Linux 6.16; else ENOPROTOOPT.
 
     With False a peer that sends some gets EPERM; what was queued before still arrives.
+
+    >>> import socket
+    >>> a, b = socket.socketpair()
+    >>> pass_rights(b, False)
+    >>> sendall_fds(a, b"hello", [0])
+    Traceback (most recent call last):
+    ...
+    PermissionError: [Errno 1] Operation not permitted
+    >>> a.close(); b.close()
     """
     _pass(sock, "SO_PASSRIGHTS", on)

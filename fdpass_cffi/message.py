@@ -32,7 +32,11 @@ if TYPE_CHECKING:
         gid: int
 else:
     Credentials = namedtuple("Credentials", "pid uid gid")
-    Credentials.__doc__ = "A process as its kernel vouches for it: pid, uid, gid; struct ucred of unix(7)."
+    Credentials.__doc__ = """A process as its kernel vouches for it: pid, uid, gid; struct ucred of unix(7).
+
+    >>> Credentials(4711, 1000, 1000).uid
+    1000
+    """
 
 UCRED = struct.Struct("iII")  # pid_t, uid_t, gid_t
 SCM_CREDENTIALS = CONSTANTS.get("SCM_CREDENTIALS")
@@ -51,6 +55,21 @@ class Message:
     `credentials`: Credentials, if pass_credentials is on. `pidfd`: an OwnedFd of the sender's process, if pass_pidfd
     is on. `security`: the sender's security label, bytes, if SO_PASSSEC is on. `ancdata`: any other control
     messages, (cmsg_level, cmsg_type, bytes) each.
+
+    >>> import os, socket
+    >>> a, b = socket.socketpair()
+    >>> pass_credentials(b)
+    >>> sendall_fds(a, b"some data", [0, 1])
+    >>> message = recv_message(b, 100, 2)
+    >>> message.data, message.address, message.flags, message.security, message.pidfd, message.ancdata
+    (b'some data', None, 0, None, None, [])
+    >>> message.credentials == (os.getpid(), os.getuid(), os.getgid())
+    True
+    >>> taken = message.fds.pop()
+    >>> message.close()
+    >>> taken.closed, message.fds[0].closed
+    (False, True)
+    >>> taken.close(); a.close(); b.close()
     """
 
     __slots__ = ("address", "ancdata", "credentials", "data", "fds", "flags", "pidfd", "security")

@@ -153,6 +153,7 @@ class Sending:
             raise ValueError(f"data: {what} take at least {least} bytes of it, not {size}")
 
     def is_stream(self) -> bool:
+        """Whether the socket keeps no bounds between messages."""
         return getsockopt(self.fd, SO_TYPE) == SOCK_STREAM
 
     def run(self) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 from kernel import needs_credentials, needs_mmsg, needs_pidfd
-from support import SOL_SOCKET, alarm, descriptors, drain, fds_in, fill, identities, open_numbers, pair, rights
+from support import SOL_SOCKET, alarm, descriptors, drain, fds_in, identities, open_numbers, pair, rights
 
 DGRAM, SEQPACKET, STREAM = socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM
 

@@ -97,7 +97,7 @@ WAYS = {"one": one, "batch": pytest.param(batch, marks=needs_mmsg), "drop_in": d
 RECEIVERS = pytest.mark.parametrize("receive", WAYS.values(), ids=list(WAYS))
 
 
-def attacked(fdpass, hostile, receive, attack, kind, count=1, prepare=lambda sock: None):
+def attacked(fdpass, hostile, receive, attack, kind, count=1, prepare=lambda _: None):
     """Receive `count` attacks; (what came of the last, what the program said, whether an honest message came)."""
     a, b = socket.socketpair(socket.AF_UNIX, kind)
     came, before = None, None

@@ -13,7 +13,14 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from kernel import needs_mmsg, room_for
 from support import PYPY, SOL_SOCKET, identities, open_numbers
 
@@ -195,7 +202,7 @@ class Traffic(RuleBasedStateMachine):
             self.held += zip(message.fds, inodes)
         assert len(messages) == n or not self.queue
 
-    @precondition(lambda self: not EMULATED)
+    @precondition(lambda _: not EMULATED)
     @rule(bufsize=st.integers(1, 50), free=st.integers(0, 5), batch=st.booleans())
     def recv_when_full(self, bufsize, free, batch):
         def call(*args):
@@ -242,7 +249,7 @@ class Traffic(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
 @pytest.mark.parametrize("examples", [12 if PYPY else 25, pytest.param(1000, marks=pytest.mark.slow)])
 def test_what_arrives_is_what_a_plain_model_says(fdpass, kind, examples):
-    """Any sequence of sends, batches, peeks, truncations, full tables, timeouts and closes brings what the model says."""
+    """Sends, batches, peeks, truncations, full tables, timeouts, closes in any order bring what the model says."""
     machine = type("Traffic", (Traffic,), {"fdpass": fdpass, "kind": kind})
     run_state_machine_as_test(
         machine,

@@ -26,7 +26,7 @@ SEQPACKET, STREAM, DGRAM = socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOC
 @pytest.fixture
 def quiet(monkeypatch):
     """Finalizers close what was dropped, and say so; neither that nor an exception in one is to fail the test."""
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         if not PYPY:
