@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import os
 import resource
 import socket
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from support import close
 
-from fdpass_cffi._backend import CONSTANTS
+from fdpass_cffi._backend import CONSTANTS, ffi, lib
 
 
 def takes(option: str, value: int = 1) -> bool:
@@ -38,11 +38,10 @@ def has_peer_pidfd() -> bool:
 
 def has_mmsg() -> bool:
     """Whether sendmmsg and recvmmsg are there and implemented: qemu-user may lack them."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "recvmmsg"):
+    if not hasattr(lib, "recvmmsg"):
         return False
-    libc.recvmmsg(-1, None, 0, 0, None)
-    return ctypes.get_errno() == 9  # EBADF
+    lib.recvmmsg(-1, ffi.NULL, 0, 0, ffi.NULL)
+    return ffi.errno == errno.EBADF
 
 
 needs_credentials = pytest.mark.skipif(not takes("SO_PASSCRED"), reason="no SO_PASSCRED: not Linux")

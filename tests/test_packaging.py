@@ -9,6 +9,7 @@ from __future__ import annotations
 import email
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PACKAGE
@@ -23,9 +25,8 @@ from conftest import PACKAGE
 pytest.importorskip("pip", reason="building wheels takes pip")
 pytest.importorskip("hatchling", reason="building wheels takes hatchling")
 
-import build_ffi
-
 ROOT = Path(__file__).resolve().parent.parent
+build_ffi = SimpleNamespace(**runpy.run_path(str(ROOT / "build_ffi.py")))
 IGNORED = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "_api.*", "*.egg-info")
 MODULES = sorted(f"fdpass_cffi/{path.name}" for path in (ROOT / "fdpass_cffi").glob("*.py"))
 SECONDS = 900  # after which a command counts as hung; building is slow on an emulated machine
