@@ -269,18 +269,6 @@ def adopt(fds: list[int]) -> list[OwnedFd]:
         raise
 
 
-def close_all(fds: Iterable[int]) -> None:
-    """Close every descriptor of the iterable `fds`, and raise nothing if one cannot be closed or is negative.
-
-    >>> fds = list(os.pipe())
-    >>> close_all([-1, *fds, 2**31 - 2])
-    """
-    # closerange(2) reports no error, so that the loop never comes back to bytecode. But below zero it would
-    # begin at zero, and close everything.
-    valid = list(filter((-1).__lt__, fds))
-    deque(map(os.closerange, valid, map((1).__add__, valid)), maxlen=0)
-
-
 def close_owned(owners: Iterable[OwnedFd]) -> None:
     """close() of many at once, and raise nothing if one cannot be closed.
 
