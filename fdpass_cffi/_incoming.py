@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from .message import Message
 
     Frame = tuple[bytes, list[OwnedFd]]
+    # How many bytes were peeked, the descriptors that came with them, and the bytes once they are off the queue
+    Peeked = tuple[int, list[OwnedFd], list[bytes]]
 
 LARGE = 1 << 18  # bytes of one receive in the middle of a large frame; about what the kernel's buffer holds
 MOST_FDS = 1000  # of one receive: no kernel takes as many in a message
 PEEKING = MSG_PEEK | MSG_CMSG_CLOEXEC
+_read = os.read
 TABLES = {"table-full": EMFILE, "system-table-full": ENFILE}
 
 
@@ -113,11 +116,12 @@ class Incoming:
         except BaseException:
             abandon(block, numbers)
             raise
-        staged = self.staged = Peeked(got, fds)
-        staged.eaten.extend(map(os.read, (self.fd,), (got,)))
-        frame = one_frame(staged.eaten[0], fds, self.max_data)
+        eaten: list[bytes] = []
+        self.staged = got, fds, eaten
+        eaten.extend(map(_read, (self.fd,), (got,)))
+        frame = one_frame(eaten[0], fds, self.max_data)
         if frame is None:
-            self.feed(staged)
+            self.feed()
         return frame
 
     def nothing(self, got: int) -> None:
@@ -144,14 +148,14 @@ class Incoming:
             self.fail(ProtocolError(f"a packet of more than {INCOMING_DATA} bytes"))
         if not message.data and not message.fds:
             self.decoder.eof()
-        staged = self.staged = Peeked(len(message.data), message.fds)
-        staged.eaten.extend(map(os.read, (self.fd,), (len(message.data) or 1,)))
-        self.feed(staged)
+        eaten: list[bytes] = []
+        self.staged = len(message.data), message.fds, eaten
+        eaten.extend(map(_read, (self.fd,), (len(message.data) or 1,)))
+        self.feed()
 
     def take(self, size: int, flags: int) -> None:
         """Receive where no descriptor may come, or where a peek does not install any."""
-        staged = Taken(size)
-        self.staged = staged
+        staged = self.staged = Taken(size)
         while True:
             staged.block.lens[CONTROLLEN] = CONTROL_ROOM
             arguments = (self.fd,), (staged.block.msg,), (flags | MSG_CMSG_CLOEXEC,)
@@ -163,17 +167,31 @@ class Incoming:
             if code != EINTR:
                 self.staged = None
                 raise os_error(code, self.fd)
-        self.feed(staged)
+        self.feed()
 
-    def feed(self, staged: Peeked | Taken) -> None:
-        """What was received, into the decoder."""
-        data, fds = staged.open(self)
+    def feed(self) -> None:
+        """What is staged, into the decoder."""
+        staged = self.staged
+        assert staged is not None
+        data, fds = staged.open(self) if type(staged) is Taken else self.eaten(*staged)
         if not data and not fds:
             self.staged = None
             self.decoder.eof()
         self.between = False
         self.decoder.feed(data, fds)
         self.staged = None
+        if type(staged) is Taken:
+            incoming_pool.append(staged.block)
+
+    def eaten(self, size: int, fds: list[OwnedFd], parts: list[bytes]) -> tuple[bytes, list[OwnedFd]]:
+        """The (data, descriptors) of a receive that was peeked and read."""
+        data = parts[0]
+        while len(data) < size and not self.packets and parts[-1]:
+            parts.extend(map(_read, (self.fd,), (size - len(data),)))
+            data = b"".join(parts)
+        if len(data) != size:
+            self.fail(LocalProtocolError("another thread or process has read from the socket of this channel"))
+        return data, fds
 
     def recover(self) -> None:
         """Go on after an exception struck in the middle of a receive, and left it in `staged`."""
@@ -185,10 +203,16 @@ class Incoming:
         except LocalProtocolError:  # it was fed
             self.staged = None
             return
-        if staged.happened():
-            self.feed(staged)
+        if staged[2] if type(staged) is tuple else staged.happened():
+            self.feed()
         else:
-            self.staged = None
+            self.discard()
+
+    def discard(self) -> None:
+        """Close what is staged."""
+        staged, self.staged = self.staged, None
+        if staged is not None:
+            close_owned(staged[1] if type(staged) is tuple else staged.owned())
 
     def fail(self, error: OSError | ValueError) -> None:
         """A fault that the decoder cannot see; it is final."""
@@ -197,43 +221,10 @@ class Incoming:
 
     def close(self) -> None:
         """Close every descriptor that was not handed out."""
-        staged, self.staged = self.staged, None
-        if staged is not None:
-            staged.close()
+        self.discard()
         for _, fds in self.back:
             close_owned(fds)
         close_owned(self.decoder.drain())
-
-
-class Peeked:
-    """A receive of `size` bytes that has installed its descriptors; the bytes are queued until they are in `eaten`."""
-
-    __slots__ = ("eaten", "fds", "size")
-
-    def __init__(self, size: int, fds: list[OwnedFd]) -> None:
-        self.size = size
-        self.fds = fds
-        self.eaten: list[bytes] = []
-
-    def happened(self) -> bool:
-        """Whether the bytes are off the queue; else this never was."""
-        if not self.eaten:
-            self.close()
-        return bool(self.eaten)
-
-    def open(self, to: Incoming) -> tuple[bytes, list[OwnedFd]]:
-        """(data, descriptors)."""
-        data = self.eaten[0]
-        while len(data) < self.size and not to.packets and self.eaten[-1]:
-            self.eaten.extend(map(os.read, (to.fd,), (self.size - len(data),)))
-            data = b"".join(self.eaten)
-        if len(data) != self.size:
-            self.close()
-            to.fail(LocalProtocolError("another thread or process has read from the socket of this channel"))
-        return data, self.fds
-
-    def close(self) -> None:
-        close_owned(self.fds)
 
 
 class Taken:
@@ -255,22 +246,18 @@ class Taken:
         return bool(self.got) and self.got[0] >= 0
 
     def open(self, to: Incoming) -> tuple[bytes, list[OwnedFd]]:
-        """(data, descriptors); the block goes back to its pool."""
+        """(data, descriptors)."""
         block = self.block
         data = received_data(block, self.memory, self.got[0])
-        if self.fds is None:
-            self.fds = self.owned()
+        fds = self.owned()
         if block.ints[FLAGS] & LOST:
-            self.close()
             to.fail(ProtocolError("descriptors or bytes were lost on receipt: there were too many"))
-        return data, self.fds
+        return data, fds
 
     def owned(self) -> list[OwnedFd]:
-        """The descriptors in the block, if they were not taken out of it."""
-        numbers = arrived(self.block) if self.happened() else []
-        owned = adopt(numbers) if numbers else []
-        self.block.ints[NAMELEN] = NOT_ARRIVED
-        return owned
-
-    def close(self) -> None:
-        close_owned(self.owned() if self.fds is None else self.fds)
+        """The descriptors that came."""
+        if self.fds is None:
+            numbers = arrived(self.block) if self.happened() else []
+            self.fds = adopt(numbers) if numbers else []
+            self.block.ints[NAMELEN] = NOT_ARRIVED
+        return self.fds

@@ -153,7 +153,7 @@ class Channel(Ends):
             raise RuntimeError("another thread is sending on this channel, or the caller of this signal handler")
         with self._sending:
             timeout = sock.gettimeout()
-            frame = self._outgoing.start(data, fds, 0 if timeout is None else MSG_DONTWAIT)
+            frame = self._outgoing.start(data, fds, 0 if timeout is None else MSG_DONTWAIT, timeout)
             if frame is not None:
                 try:
                     self._finish(frame, timeout)
