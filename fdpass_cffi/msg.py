@@ -11,7 +11,7 @@ from errno import EAFNOSUPPORT
 from struct import Struct
 
 from ._arguments import INT_MAX, c_int, integer, most_fds
-from ._backend import CONSTANTS, LAYOUT, ffi
+from ._backend import CONSTANTS, KERNEL, LAYOUT, ffi
 from ._receive import (
     MSG_CMSG_CLOEXEC,
     abandon,
@@ -139,7 +139,7 @@ def send_fds(
     if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
         block.ints[CMSG_DATA] = one
     else:
-        given = each("fds", fds, "descriptors")
+        given = fds if type(fds) is list else each("fds", fds, "descriptors")
         raw = pack_fds(given)
         big = put_rights(block, raw)
         if big is not None:
@@ -219,7 +219,17 @@ def packed(ancdata: ControlMessages) -> bytes:
             raise TypeError(f"{name} must be (cmsg_level, cmsg_type, data), not {item!r}") from None
         view = ffi.buffer(exported(data, name))
         checked.append((c_int(f"{name}: cmsg_level", level), c_int(f"{name}: cmsg_type", kind), view))
-    return bytes(LAYOUT.pack(checked))
+    return bytes(LAYOUT.pack(merged(checked) if KERNEL.one_rights_item else checked))
+
+
+def merged(items: list[tuple[int, int, Any]]) -> list[tuple[int, int, Any]]:
+    """Control messages with all SCM_RIGHTS items in one, where the first was: what arrives on Linux of several."""
+    rights = [bytes(data) for level, kind, data in items if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)]
+    if len(rights) < 2:
+        return items
+    at = [item[:2] for item in items].index((SOL_SOCKET, SCM_RIGHTS))
+    others = [item for item in items if item[:2] != (SOL_SOCKET, SCM_RIGHTS)]
+    return [*others[:at], (SOL_SOCKET, SCM_RIGHTS, b"".join(rights)), *others[at:]]
 
 
 def recv_fds(
@@ -266,7 +276,6 @@ def recv_fds(
             and ints[CMSG_TYPE] == SCM_RIGHTS
             and ints[CMSG_LEVEL] == SOL_SOCKET
             and maxfds
-            and MSG_CMSG_CLOEXEC
         ):
             fds = [ints[CMSG_DATA]]
         else:
@@ -392,7 +401,8 @@ def inside(ancdata: Ancillary) -> list[int]:
 
 
 # linux/if_alg.h
-SOL_ALG, ALG_SET_IV, ALG_SET_OP, ALG_SET_AEAD_ASSOCLEN = 279, 2, 3, 4
+SOL_ALG = CONSTANTS.get("SOL_ALG", -1)
+ALG_SET_IV, ALG_SET_OP, ALG_SET_AEAD_ASSOCLEN = 2, 3, 4
 AF_ALG = 38
 
 
