@@ -55,7 +55,7 @@ def public_objects():
         value = getattr(fdpass, name)
         if isinstance(value, (type, types.FunctionType)):
             yield name, value
-        if isinstance(value, type):
+        if isinstance(value, type) and not issubclass(value, tuple):  # whose fields are properties on PyPy
             for method, member in vars(value).items():
                 if not method.startswith("_") and (inspect.isroutine(member) or isinstance(member, property)):
                     yield f"{name}.{method}", member
