@@ -327,6 +327,8 @@ def recvmsg(
             unreturned.held = ancdata
         return data, ancdata, msg_flags, address
     except BaseException:
+        if unreturned is not None:
+            unreturned.held = []  # what is closed here is not to be closed twice
         abandon(block, None if ancdata is None else inside(ancdata))
         raise
 
@@ -369,6 +371,8 @@ def recvmsg_into(
             unreturned.held = ancdata
         return got, ancdata, msg_flags, address
     except BaseException:
+        if unreturned is not None:
+            unreturned.held = []  # what is closed here is not to be closed twice
         abandon(block, None if ancdata is None else inside(ancdata))
         raise
 
