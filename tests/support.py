@@ -92,19 +92,31 @@ def fds_in(ancdata) -> list[int]:
     return found.tolist()
 
 
+@contextmanager
+def non_blocking(sock: socket.socket):
+    """With its timeout set aside, by which `socket` would wait even with MSG_DONTWAIT; BlockingIOError ends it."""
+    timeout = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        with suppress(BlockingIOError):
+            yield
+    finally:
+        sock.settimeout(timeout)
+
+
 def fill(sock: socket.socket, chunk: bytes = b"x" * 4096) -> None:
     """Send until not one byte more would go."""
     for data in (chunk, b"x"):
-        with suppress(BlockingIOError):
+        with non_blocking(sock):
             while True:
-                sock.send(data, socket.MSG_DONTWAIT)
+                sock.send(data)
 
 
 def drain(sock: socket.socket) -> bytes:
     """Everything that waits in a stream socket."""
     got = b""
-    with suppress(BlockingIOError):
-        while data := sock.recv(1 << 20, socket.MSG_DONTWAIT):
+    with non_blocking(sock):
+        while data := sock.recv(1 << 20):
             got += data
     return got
 

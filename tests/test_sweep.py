@@ -138,7 +138,7 @@ def left_by(where: str, prepare, error: type[BaseException]) -> tuple[list[int],
         with prepare() as call:
             before = table.open()
             _, reached, raised = interrupted(where, n, error, call)
-            decoys = [os.open(os.devnull, os.O_RDONLY) for _ in range(6)]  # whoever closes late or twice closes one of these
+            decoys = [os.open(os.devnull, 0) for _ in range(6)]  # whoever closes late or twice closes one of these
             if n % COLLECT == 0:
                 gc.collect()
             after = table.open()
