@@ -6,6 +6,8 @@ originals stay queued. So they are received by peeking; and only if all came, th
 once more, without room for descriptors, which takes them off the queue. A full table leaves the
 frame unread, whatever other threads do to the table meanwhile. The price is one short read(2) for a receive that may
 bring descriptors: one for many small frames at once, none for the rest of a large one.
+A peek that fills its buffer may show descriptors that come later, since the kernel looks on for some. Then, as the
+table has just had room for them, the bytes are received as usual.
 Elsewhere a peek installs nothing, and what does not fit is lost: TruncatedError.
 
 Law: an exception anywhere leaves the state telling what happened. The calls that take bytes off the queue keep their
@@ -38,7 +40,7 @@ from .message import LOST, MSG_PEEK, MSG_TRUNC, recv_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
     from .message import Message
 
@@ -82,7 +84,7 @@ class Incoming:
         if not fds and not self.packets:
             self.take(min(missing, LARGE), flags)
         elif LINUX:
-            self.peek(flags)
+            self.peek(missing, flags)
         else:
             self.take(INCOMING_DATA, flags)
 
@@ -102,7 +104,7 @@ class Incoming:
             block.sizes[IOV_LEN] = INCOMING_DATA
             lens[CONTROLLEN] = CONTROL_ROOM
             got = lib_recvmsg(self.fd, block.msg, flags | PEEKING)
-            if got < HEADER_SIZE or ints[FLAGS] & LOST:
+            if not HEADER_SIZE <= got < INCOMING_DATA or ints[FLAGS] & LOST:
                 self.nothing(got)
                 abandon(block, None)
                 return None
@@ -131,16 +133,12 @@ class Incoming:
             if code != EINTR:
                 raise os_error(code, self.fd)
 
-    def peek(self, flags: int) -> None:
+    def peek(self, missing: int, flags: int) -> None:
         """Receive without a risk for the descriptors, as the head of this file says."""
         try:
             message = recv_message(self.fd, INCOMING_DATA, MOST_FDS, flags | MSG_PEEK)
         except TruncatedError as error:
-            code = TABLES.get(error.reason)
-            if code is None:
-                raise
-            why = f"{os.strerror(code)}: the next descriptors do not fit in the table, and wait in the socket"
-            raise OSError(code, why) from None
+            return self.refuse(error, missing, flags)
         if message.pidfd is not None:
             message.pidfd.close()
         if message.flags & MSG_TRUNC:
@@ -148,10 +146,23 @@ class Incoming:
             self.fail(ProtocolError(f"a packet of more than {INCOMING_DATA} bytes"))
         if not message.data and not message.fds:
             self.decoder.eof()
+        if message.fds and len(message.data) == INCOMING_DATA and not self.packets:
+            close_owned(message.fds)
+            return self.take(INCOMING_DATA, flags)  # there was room for them just now
         eaten: list[bytes] = []
         self.staged = len(message.data), message.fds, eaten
         eaten.extend(map(_read, (self.fd,), (len(message.data) or 1,)))
         self.feed()
+
+    def refuse(self, error: TruncatedError, missing: int, flags: int) -> None:
+        """There is no room for the next descriptors: receive a frame without any that comes before them, or raise."""
+        code = TABLES.get(error.reason)
+        if code is None:  # not known to pass
+            raise error
+        if missing == HEADER_SIZE and not self.packets and bare(error.data[:HEADER_SIZE]):
+            return self.take(HEADER_SIZE, flags)
+        why = f"{os.strerror(code)}: the next descriptors do not fit in the table, and wait in the socket"
+        raise OSError(code, why) from None
 
     def take(self, size: int, flags: int) -> None:
         """Receive where no descriptor may come, or where a peek does not install any."""
@@ -214,7 +225,7 @@ class Incoming:
         if staged is not None:
             close_owned(staged[1] if type(staged) is tuple else staged.owned())
 
-    def fail(self, error: OSError | ValueError) -> None:
+    def fail(self, error: OSError | ValueError) -> NoReturn:
         """A fault that the decoder cannot see; it is final."""
         self.fault = error
         raise error
@@ -225,6 +236,16 @@ class Incoming:
         for _, fds in self.back:
             close_owned(fds)
         close_owned(self.decoder.drain())
+
+
+def bare(head: bytes) -> bool:
+    """Whether a frame that begins like this has no descriptors."""
+    decoder: Decoder[OwnedFd] = Decoder()
+    try:
+        decoder.feed(head)
+        return decoder.next_frame() is not None or decoder.wanted()[1] == 0
+    except ProtocolError:  # then it is one whatever follows
+        return True
 
 
 class Taken:

@@ -52,11 +52,11 @@ class Ends:
         kind = checked(sock)
         fd = fileno(sock, "Channel")
         self._incoming = Incoming(fd, kind == SOCK_SEQPACKET, max_data, max_fds)
-        self._outgoing = Outgoing(sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
         self._receiving = allocate_lock()
         self._sending = allocate_lock()
         self._sock = sock if isinstance(sock, Socket) else owner(sock).to_socket()
         self._fd = fd
+        self._outgoing = Outgoing(self._sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
 
     def fileno(self) -> int:
         """The descriptor of the socket, which stays the channel's; -1 once it is closed."""
@@ -185,7 +185,7 @@ class Channel(Ends):
         closed without receiving all that was sent to it.
         """
         incoming = self._incoming
-        frame = deadline = None
+        message = frame = deadline = None  # here, since what is made first is gone first when recv is left
         unreturned = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None  # type: ignore[arg-type]
         try:
             if self._receiving.locked():
@@ -207,12 +207,14 @@ class Channel(Ends):
                     except BlockingIOError as error:
                         deadline = self._wait(deadline, error)
                 message = Message(frame[0], frame[1])
+            if unreturned is not None:
+                unreturned.held = message  # type: ignore[assignment]
+            return message
         except BaseException as error:
+            if unreturned is not None:
+                unreturned.held = []
             self._stopped(error, frame)
             raise
-        if unreturned is not None:
-            unreturned.held = message  # type: ignore[assignment]
-        return message
 
     def _wait(self, deadline: float | None, error: BlockingIOError) -> float:
         """Wait until something is there; the deadline, which begins with the first wait."""
