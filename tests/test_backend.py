@@ -184,6 +184,10 @@ def test_every_call_reaches_the_kernel(fdpass):
     backend = fdpass._backend
     ffi, lib = backend.ffi, backend.lib
     msg, vec = ffi.new(f"{backend.MSGHDR} *"), ffi.new(f"{backend.MMSGHDR} *")
+    byte = ffi.new("char[1]")
+    iov = ffi.new("struct iovec *", (byte, 1))
+    for header in (msg, vec.msg_hdr):  # qemu-user does not look at the descriptor if there is no room for data
+        header.msg_iov, header.msg_iovlen = iov, 1
     value, length = ffi.new("int *"), ffi.new("unsigned int *", 4)
     pollfd = ffi.new("struct pollfd *", (-1, 0, 0))
     arguments = {
