@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SYSTEM = _platform.system(sys.platform)
 MACHINE = os.uname().machine
 LINUX = SYSTEM == _platform.LINUX
+KERNEL = _platform.Kernel(SYSTEM)
 
 
 def _api() -> tuple[Any, Lib] | None:

@@ -54,8 +54,8 @@ _BSD = {
 }  # fmt: skip
 _LINUX = {
     "MSG_PEEK": 2, "MSG_CTRUNC": 8, "MSG_TRUNC": 0x20, "MSG_DONTWAIT": 0x40, "MSG_EOR": 0x80, "MSG_WAITALL": 0x100,
-    "MSG_NOSIGNAL": 0x4000, "MSG_CMSG_CLOEXEC": 0x40000000,
-    "SOL_SOCKET": 1, "SCM_RIGHTS": 1, "SCM_CREDENTIALS": 2, "SCM_SECURITY": 3, "SCM_PIDFD": 4,
+    "MSG_NOSIGNAL": 0x4000, "MSG_WAITFORONE": 0x10000, "MSG_CMSG_CLOEXEC": 0x40000000,
+    "SOL_SOCKET": 1, "SOL_ALG": 279, "SCM_RIGHTS": 1, "SCM_CREDENTIALS": 2, "SCM_SECURITY": 3, "SCM_PIDFD": 4,
     "SO_TYPE": 3, "SO_PASSCRED": 16, "SO_PEERCRED": 17, "SO_PASSSEC": 34, "SO_PROTOCOL": 38, "SO_DOMAIN": 39,
     "SO_PASSPIDFD": 76, "SO_PEERPIDFD": 77, "SO_PASSRIGHTS": 83,
 }  # fmt: skip
@@ -88,3 +88,21 @@ def constants(os_name: str, machine: str) -> dict[str, int]:
             if machine.startswith(prefix):
                 table.update(own)
     return table
+
+
+class Kernel:
+    """What a kernel does with descriptors otherwise than Linux (there: all False), by XNU's and the BSDs' sources.
+
+    `one_rights_item`: of several SCM_RIGHTS items in a message one alone arrives, or the message is refused.
+    `sets_no_cloexec`: there is no MSG_CMSG_CLOEXEC.
+    `truncation_leaks`: descriptors for which the control buffer is too small are installed all the same, unseen.
+    `loss_is_emsgsize`: recvmsg(2) fails, where descriptors found no room in the table or (OpenBSD) in the buffer.
+    """
+
+    __slots__ = ("loss_is_emsgsize", "one_rights_item", "sets_no_cloexec", "truncation_leaks")
+
+    def __init__(self, os_name: str) -> None:
+        self.one_rights_item = os_name in (DARWIN, NETBSD, OPENBSD)
+        self.sets_no_cloexec = os_name == DARWIN
+        self.truncation_leaks = os_name == DARWIN
+        self.loss_is_emsgsize = os_name != LINUX

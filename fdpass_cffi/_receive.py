@@ -6,13 +6,12 @@ that an exception at any point between the syscall and their owner can close the
 
 from __future__ import annotations
 
-import os
 from array import array
-from errno import EINVAL, EOPNOTSUPP
+from errno import EINVAL, EMSGSIZE, EOPNOTSUPP
 
 from ._arguments import buffer_size, control_size
-from ._backend import CONSTANTS, LAYOUT, ffi, lib
-from ._close import close_all, close_tail
+from ._backend import CONSTANTS, KERNEL, LAYOUT, ffi, lib
+from ._close import close_all
 from ._scratch import (
     CMSG_DATA,
     CMSG_LEN,
@@ -40,6 +39,12 @@ if TYPE_CHECKING:
 MSG_CMSG_CLOEXEC = CONSTANTS.get("MSG_CMSG_CLOEXEC", 0)
 SCM_PIDFD = CONSTANTS.get("SCM_PIDFD")
 lib_recvmsg = lib.recvmsg
+if KERNEL.truncation_leaks or KERNEL.sets_no_cloexec:
+    from functools import partial
+
+    from . import _darwin
+
+    lib_recvmsg = partial(_darwin.recvmsg, lib.recvmsg)
 
 
 def receive(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:
@@ -61,6 +66,10 @@ def receive_again(sock: Any, fd: int, block: Block, room: int, flags: int) -> in
         code = take_errno()
         if code in (EINVAL, EOPNOTSUPP) and flags & MSG_CMSG_CLOEXEC and family(sock, fd) != AF_UNIX:
             flags &= ~MSG_CMSG_CLOEXEC  # AF_PACKET and MPTCP refuse it, and bring no descriptors
+        elif code == EMSGSIZE and KERNEL.loss_is_emsgsize:
+            from ._truncated import refused
+
+            raise refused(room < CONTROL_ROOM)
         else:
             deadline = failed(code, sock, fd, IN, flags, deadline)
         block.lens[CONTROLLEN] = room
@@ -123,7 +132,6 @@ def only_item(block: Block) -> list[int] | None:
         ints[CMSG_TYPE] == SCM_RIGHTS
         and ints[CMSG_LEVEL] == SOL_SOCKET
         and 0 <= block.lens[CONTROLLEN] - length < LAYOUT.align
-        and MSG_CMSG_CLOEXEC
     ):
         count = (length - LAYOUT.data) >> 2
         return [ints[CMSG_DATA]] if count == 1 else ints_at(block, CMSG_DATA, count)
@@ -196,8 +204,6 @@ def ancillary(block: Block, stacklevel: int) -> list[tuple[int, int, bytes]]:
     ancdata, whole = items(block)
     if not whole:
         warn_malformed(stacklevel + 1)
-    if not MSG_CMSG_CLOEXEC:
-        make_cloexec(carried(ancdata)[0])
     return ancdata
 
 
@@ -216,9 +222,3 @@ def warn_malformed(stacklevel: int) -> None:
     import warnings
 
     warnings.warn("received malformed or improperly-truncated ancillary data", RuntimeWarning, stacklevel + 1)
-
-
-def make_cloexec(fds: list[int]) -> None:
-    """Close-on-exec by fcntl, where recvmsg has no MSG_CMSG_CLOEXEC."""
-    for fd in fds:
-        os.set_inheritable(fd, False)

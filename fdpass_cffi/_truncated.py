@@ -26,6 +26,15 @@ def truncated(msg_flags: int, data: bytes, count: int, maxfds: int, room_left: i
     return TruncatedError(reason, why, data=data, received=count, maxfds=maxfds, limit=limit, open=opened)
 
 
+def refused(small: bool) -> TruncatedError:
+    """The error for a recvmsg(2) that failed because of descriptors, on a kernel that discards the message's then.
+
+    `small`: the control buffer was the caller's, and may have been too small.
+    """
+    reason, why, limit, opened = _control_lost(0 if small else COUNTED)
+    return TruncatedError(reason, f"the kernel has discarded descriptors: {why}", limit=limit, open=opened)
+
+
 def _control_lost(room_left: int) -> tuple[str, str, int | None, int | None]:
     full = _table_full()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from . import _vector as v
 from ._arguments import buffer_size, c_int, integer, most_fds
-from ._backend import LAYOUT, LINUX, WORD, ffi, lib
+from ._backend import CONSTANTS, LAYOUT, LINUX, WORD, ffi, lib
 from ._close import close_all
 from ._receive import MSG_CMSG_CLOEXEC, carried, parsed, sender, warn_malformed
 from ._scratch import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     Entry = tuple[list[int], list[int], Optional[list[tuple[int, int, bytes]]]]
     Outgoing = tuple[Any, bytes, object]
 
-MSG_WAITFORONE = 0x10000  # Linux's; elsewhere a loop is used
+MSG_WAITFORONE = CONSTANTS.get("MSG_WAITFORONE", 0)  # off Linux a loop is used
 SHOWN = ~MSG_CMSG_CLOEXEC
 LEN_CODE = "L" if LEN == WORD else "i"
 NOT_UNIX = "sock is not an AF_UNIX socket: descriptors do not pass over any other"

@@ -17,16 +17,16 @@ LEVELS = [
     for line in """
     __main__
     cli
-    demo info serve
+    client demo info serving
     __init__
     aio
-    channel creds systemd
+    broker channel creds systemd
     batch
     sendall _incoming _outgoing
     msg message frames
     _receive _send
     _address _vector
-    _scratch _sock _truncated
+    _darwin _scratch _sock _truncated
     _backend _unreturned fd
     _abi _api _arguments _close _cmsg _platform _sockaddr
     errors

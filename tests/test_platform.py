@@ -196,7 +196,8 @@ def test_one_descriptor_is_where_the_figures_say():
 LINUX_FIGURES = {
     "MSG_PEEK": 2, "MSG_TRUNC": 32, "MSG_CTRUNC": 8, "MSG_WAITALL": 0x100, "MSG_DONTWAIT": 0x40, "MSG_EOR": 0x80,
     "MSG_NOSIGNAL": 0x4000, "MSG_CMSG_CLOEXEC": 0x40000000, "SCM_RIGHTS": 1, "SCM_CREDENTIALS": 2, "SCM_SECURITY": 3,
-    "SCM_PIDFD": 4, "SOL_LOCAL": None, "LOCAL_PEERCRED": None, "LOCAL_PEERPID": None,
+    "SCM_PIDFD": 4, "MSG_WAITFORONE": 0x10000, "SOL_ALG": 279, "SOL_LOCAL": None,
+    "LOCAL_PEERCRED": None, "LOCAL_PEERPID": None,
 }  # fmt: skip
 NEW = {"SO_PASSPIDFD": 76, "SO_PEERPIDFD": 77, "SO_PASSRIGHTS": 83}
 GENERIC = {
@@ -209,8 +210,9 @@ MIPS = {
 }  # fmt: skip
 BSD_FIGURES = {
     "MSG_PEEK": 2, "MSG_TRUNC": 16, "MSG_CTRUNC": 32, "MSG_WAITALL": 0x40, "MSG_DONTWAIT": 0x80, "MSG_EOR": 8,
-    "SOL_SOCKET": 0xFFFF, "SO_TYPE": 0x1008, "SCM_RIGHTS": 1, "SCM_CREDENTIALS": None, "SCM_PIDFD": None,
-    "SO_PASSCRED": None, "SO_PASSPIDFD": None, "SO_PEERPIDFD": None, "SO_PASSRIGHTS": None, "SO_PASSSEC": None,
+    "SOL_SOCKET": 0xFFFF, "SO_TYPE": 0x1008, "SCM_RIGHTS": 1, "SOL_ALG": None, "SCM_CREDENTIALS": None,
+    "SCM_PIDFD": None, "SO_PASSCRED": None, "SO_PASSPIDFD": None, "SO_PEERPIDFD": None, "SO_PASSRIGHTS": None,
+    "SO_PASSSEC": None,
 }  # fmt: skip
 SPARC = {
     **MIPS, "SO_PASSCRED": 2, "SO_PEERCRED": 0x40, "SO_PASSSEC": 31,
@@ -247,6 +249,42 @@ def test_constants_have_the_figures(system, machine, expected):
     table = _platform.constants(system, machine)
     assert set() == set(table) - set(expected)
     assert expected == {name: table.get(name) for name in expected}
+
+
+NUMBERED = re.compile(r"_?(SOL|SO|SOCK|MSG|SCM|LOCAL)_[A-Z]+")
+
+
+def numbers_given(path: Path) -> list[str]:
+    """Names of such constants to which a module assigns a number that is written there."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            names = [part.id for part in ast.walk(target) if isinstance(part, ast.Name)] if target else []
+            value = getattr(node, "value", None)
+            elements = getattr(value, "elts", [])
+            parts = elements if len(elements) == len(names) else [value] * len(names)
+            found += [name for name, part in zip(names, parts) if NUMBERED.match(name) and is_number(part)]
+    return found
+
+
+def is_number(node: ast.AST | None) -> bool:
+    """Whether it is an int, or made of nothing but ints."""
+    return node is not None and all(
+        isinstance(part, (ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop))
+        or (isinstance(part, ast.Constant) and type(part.value) is int)
+        for part in ast.walk(node)
+    )
+
+
+def test_numbers_of_sockets_are_in_the_table_alone(tmp_path):
+    """No module but _platform gives a number to a SOL_, SO_, SOCK_, MSG_ or SCM_ name: they differ between machines."""
+    bad = tmp_path / "bad.py"
+    bad.write_text("SO_TYPE = 3\nA, MSG_PEEK = f(), 1 << 1\nSOL_X: int = -1\nSO_OK = f(1)\nSCM_MAX_FD = CONST['a']\n")
+    assert ["SO_TYPE", "MSG_PEEK", "SOL_X"] == numbers_given(bad)
+    given = {path.name: numbers_given(path) for path in Path(PACKAGE).glob("*.py") if path.name != "_platform.py"}
+    # How many descriptors one message takes on Linux, and the place of a field in the structs of this backend
+    expected = {"_send.py": ["SCM_MAX_FD"], "_vector.py": ["MSG_LEN"]}
+    assert expected == {name: names for name, names in given.items() if names}
 
 
 def test_every_supported_system_has_figures():
