@@ -2,7 +2,7 @@
 
 Law: a call is tried first, and awaited for only on EAGAIN; what has moved bytes or descriptors never awaits
 afterwards. So a cancelled receive has taken nothing. Nothing here needs O_NONBLOCK, which all would
-see who share the open socket: MSG_DONTWAIT does it.
+see who share the open socket: MSG_DONTWAIT does it. (uvloop sets it all the same on what it waits for.)
 
 anyio is in the extra `async`, version 4.10 or later.
 """
@@ -28,7 +28,7 @@ from .message import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from typing import Any, NoReturn, SupportsIndex, TypeVar
 
     from anyio.abc import TaskStatus
@@ -115,8 +115,12 @@ class AsyncChannel(Ends):
                         if incoming.between:
                             frame = incoming.whole(MSG_DONTWAIT)
                             incoming.staged = None
-                        if frame is None and (frame := incoming.decoder.next_frame()) is None:
-                            incoming.fill(MSG_DONTWAIT)
+                        if frame is None:
+                            frame = incoming.decoder.front()
+                            if frame is None:
+                                incoming.fill(MSG_DONTWAIT)
+                            else:
+                                incoming.decoder.take(frame)
                     except BlockingIOError:
                         await self._ready(anyio.wait_readable)
                         self._live()
@@ -139,14 +143,15 @@ class AsyncChannel(Ends):
         except anyio.ClosedResourceError:
             self._refuse()
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> Self:
         """The messages that come, until the peer closes."""
-        while True:
-            try:
-                message = await self.recv()
-            except EOFError:
-                return
-            yield message
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.recv()
+        except EOFError:
+            raise StopAsyncIteration from None
 
     def close(self) -> None:
         """Close the socket, and every descriptor that was not handed out; a task that waits gets an OSError (EBADF)."""

@@ -26,7 +26,7 @@ from .message import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from typing import NoReturn, Union
 
     from typing_extensions import Self
@@ -85,8 +85,10 @@ class Ends:
 
     def _stopped(self, error: BaseException, frame: Frame | None) -> None:
         """A recv is left by an exception: what it had decoded is for the next one; after a fault nothing is."""
-        if frame is not None and self._incoming.staged is None:
-            self._incoming.back.append(frame)
+        back = self._incoming.back
+        if frame is not None and self._incoming.staged is None and not any(other is frame for other in back):
+            back.insert(0, frame)
+            self._incoming.decoder.take(frame)
         if isinstance(error, (ProtocolError, LocalProtocolError)):
             self._incoming.fault = error
             self._shut()
@@ -202,8 +204,12 @@ class Channel(Ends):
                         if incoming.between:
                             frame = incoming.whole(flags)
                             incoming.staged = None
-                        if frame is None and (frame := incoming.decoder.next_frame()) is None:
-                            incoming.fill(flags)
+                        if frame is None:
+                            frame = incoming.decoder.front()
+                            if frame is None:
+                                incoming.fill(flags)
+                            else:
+                                incoming.decoder.take(frame)
                     except BlockingIOError as error:
                         deadline = self._wait(deadline, error)
                 message = Message(frame[0], frame[1])
@@ -226,13 +232,15 @@ class Channel(Ends):
         wait(self._fd, IN, deadline)
         return deadline
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Self:
         """The messages that come, until the peer closes."""
+        return self
+
+    def __next__(self) -> Message:
         try:
-            while True:
-                yield self.recv()
+            return self.recv()
         except EOFError:
-            return
+            raise StopIteration from None
 
     def close(self) -> None:
         """Close the socket, and every descriptor that was received and not handed out. Nothing happens the second time.
