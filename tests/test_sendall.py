@@ -352,9 +352,12 @@ def test_one_s_own_credentials_go_with_each_message(fdpass, kind):
     with pair(kind) as (a, b), descriptors(1) as sent:
         fdpass.pass_credentials(b)
         fdpass.sendall_fds(a, b"data", sent * 300, credentials=mine)
-        for count in (253, 47):
+        counts = []
+        for _ in range(2):  # how many go with each is the C library's affair
             with fdpass.recv_message(b, 10, 253) as message:
-                assert (mine, count) == (message.credentials, len(message.fds))
+                assert mine == message.credentials
+                counts.append(len(message.fds))
+        assert (300, True) == (sum(counts), 244 <= counts[0] <= 253)
         fdpass.sendall_fds(a, b"data", [], credentials=fdpass.Credentials(*mine))
         assert mine == fdpass.recv_message(b, 10, 0).credentials
 
