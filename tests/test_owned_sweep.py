@@ -113,6 +113,9 @@ def waiting(fdpass, call, counts, options, kind, sent):
         yield partial(call, fdpass, b)
 
 
+# PyPy runs some finalizers only some collections later, when the sweep has already looked at the table; there the
+# storm of real signals below, which looks at the end, has to do.
+@pytest.mark.skipif(PYPY, reason="PyPy runs finalizers later than the sweep looks; see the storm of signals")
 @pytest.mark.parametrize(("pool", "error"), [("empty", Bare), ("warm", KeyboardInterrupt)], ids=["empty", "warm"])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[MARKS[n.split("-")[0]]] if n.split("-")[0] in MARKS else []) for n in CASES]
@@ -136,7 +139,7 @@ def test_an_exception_anywhere_leaves_nothing_open(fdpass, name, pool, error, qu
             ready()
         found, boundaries = left_by(os.path.dirname(fdpass.__file__), prepare, error)
     assert [] == found
-    assert boundaries > (10 if PYPY else 60)
+    assert boundaries > 60
 
 
 def leaks(fdpass, sock):
