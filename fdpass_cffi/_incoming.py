@@ -42,8 +42,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from .message import Message
-
     Frame = tuple[bytes, list[OwnedFd]]
     # How many bytes were peeked, the descriptors that came with them, and the bytes once they are off the queue
     Peeked = tuple[int, list[OwnedFd], list[bytes]]
@@ -138,7 +136,8 @@ class Incoming:
         try:
             message = recv_message(self.fd, INCOMING_DATA, MOST_FDS, flags | MSG_PEEK)
         except TruncatedError as error:
-            return self.refuse(error, missing, flags)
+            self.refuse(error, missing, flags)
+            return
         if message.pidfd is not None:
             message.pidfd.close()
         if message.flags & MSG_TRUNC:
@@ -148,7 +147,8 @@ class Incoming:
             self.decoder.eof()
         if message.fds and len(message.data) == INCOMING_DATA and not self.packets:
             close_owned(message.fds)
-            return self.take(INCOMING_DATA, flags)  # there was room for them just now
+            self.take(INCOMING_DATA, flags)  # there was room for them just now
+            return
         eaten: list[bytes] = []
         self.staged = len(message.data), message.fds, eaten
         eaten.extend(map(_read, (self.fd,), (len(message.data) or 1,)))
@@ -160,7 +160,8 @@ class Incoming:
         if code is None:  # not known to pass
             raise error
         if missing == HEADER_SIZE and not self.packets and bare(error.data[:HEADER_SIZE]):
-            return self.take(HEADER_SIZE, flags)
+            self.take(HEADER_SIZE, flags)
+            return
         why = f"{os.strerror(code)}: the next descriptors do not fit in the table, and wait in the socket"
         raise OSError(code, why) from None
 
@@ -183,15 +184,16 @@ class Incoming:
     def feed(self) -> None:
         """What is staged, into the decoder."""
         staged = self.staged
-        assert staged is not None
-        data, fds = staged.open(self) if type(staged) is Taken else self.eaten(*staged)
+        if staged is None:
+            return
+        data, fds = self.eaten(*staged) if isinstance(staged, tuple) else staged.open(self)
         if not data and not fds:
             self.staged = None
             self.decoder.eof()
         self.between = False
         self.decoder.feed(data, fds)
         self.staged = None
-        if type(staged) is Taken:
+        if isinstance(staged, Taken):
             incoming_pool.append(staged.block)
 
     def eaten(self, size: int, fds: list[OwnedFd], parts: list[bytes]) -> tuple[bytes, list[OwnedFd]]:
@@ -214,7 +216,7 @@ class Incoming:
         except LocalProtocolError:  # it was fed
             self.staged = None
             return
-        if staged[2] if type(staged) is tuple else staged.happened():
+        if staged[2] if isinstance(staged, tuple) else staged.happened():
             self.feed()
         else:
             self.discard()
@@ -223,7 +225,7 @@ class Incoming:
         """Close what is staged."""
         staged, self.staged = self.staged, None
         if staged is not None:
-            close_owned(staged[1] if type(staged) is tuple else staged.owned())
+            close_owned(staged[1] if isinstance(staged, tuple) else staged.owned())
 
     def fail(self, error: OSError | ValueError) -> NoReturn:
         """A fault that the decoder cannot see; it is final."""

@@ -12,14 +12,24 @@ import sys
 from array import array
 from errno import EAGAIN, EINTR, EMSGSIZE, ENOMEM, EPIPE, ETOOMANYREFS, EWOULDBLOCK
 
-from ._scratch import CMSG_DATA, CMSG_LEN, CONTROLLEN, IOV_LEN, ONE_LEN, ONE_SPACE, OUTGOING_DATA, outgoing, outgoing_pool
+from ._scratch import (
+    CMSG_DATA,
+    CMSG_LEN,
+    CONTROLLEN,
+    IOV_LEN,
+    ONE_LEN,
+    ONE_SPACE,
+    OUTGOING_DATA,
+    outgoing,
+    outgoing_pool,
+)
 from ._send import MSG_NOSIGNAL, explain, gather, lib_sendmsg, pack_fds, put_rights
 from ._sock import INT_MAX, getsockopt, os_error, take_errno
 from .frames import HEADER_SIZE, MAX_PACKET, PER_MESSAGE, encode, header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from ._sock import FileDescriptorLike
     from .frames import BytesLike
@@ -200,7 +210,7 @@ class Sending:
             whole = memoryview(b"".join(buffers))
             self.pieces[0:1] = [([whole[:half]], fds), ([whole[half:]], [])]
             return True
-        if code == ENOMEM and len(fds) > 1 and self.raw and not self.sent():  # musl's sendmsg takes fewer than the kernel
+        if code == ENOMEM and len(fds) > 1 and self.raw and not self.sent():  # musl takes fewer
             self.out.per_message = len(fds) // 2
             self.pieces = self.out.encode(self.data, self.raw)
             return True

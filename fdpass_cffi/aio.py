@@ -1,4 +1,4 @@
-"""Descriptors over AF_UNIX sockets in asyncio (uvloop too) and trio, by way of anyio: AsyncChannel, serve, the drop-ins.
+"""AF_UNIX sockets and descriptors in asyncio (uvloop too) and trio, by way of anyio: AsyncChannel, serve, the drop-ins.
 
 Law: a call is tried first, and awaited for only on EAGAIN; what has moved bytes or descriptors never awaits
 afterwards. So a cancelled receive has taken nothing. Nothing here needs O_NONBLOCK, which all would
@@ -50,11 +50,11 @@ _log = logging.getLogger(__name__)
 class AsyncChannel(Ends):
     """Channel for asyncio and trio: the same messages, limits, errors and laws, awaited.
 
-    `sock` is a connected AF_UNIX socket, SOCK_STREAM or SOCK_SEQPACKET, as socket.socket, OwnedFd or int, and the channel's
-    from now on; its timeout does not count, cancel scopes do. Cancelling a recv, wherever it waits, loses nothing: the next one
-    returns the same message. A send cancelled before its first byte never was; one cancelled after it has closed
-    the channel for sending, and every further send is a BrokenPipeError which says so. One task may send while
-    another receives; a second one that does the same gets anyio.BusyResourceError.
+    `sock` is a connected AF_UNIX socket, SOCK_STREAM or SOCK_SEQPACKET, as socket.socket, OwnedFd or int, and the
+    channel's from now on; its timeout does not count, cancel scopes do. Cancelling a recv, wherever it waits, loses
+    nothing: the next one returns the same message. A send cancelled before its first byte never was; one cancelled
+    after it has closed the channel for sending, and every further send is a BrokenPipeError which says so. One task
+    may send while another receives; a second one that does the same gets anyio.BusyResourceError.
 
     >>> async def main():
     ...     a, b = AsyncChannel.pair()
@@ -207,9 +207,9 @@ async def serve(
 ) -> NoReturn:
     """Listen at `path`, and await `handler(channel)` for each client, all at once; until it is cancelled.
 
-    The socket at `path` is its owner's alone (0600) from the beginning, replaces a stale one, and is removed at the end; OSError
-    EADDRINUSE if a server listens there or it is no socket. At most `max_connections` handlers run; further
-    clients wait in the listen queue. The channel is closed when its handler ends. A handler's exception is
+    The socket at `path` is its owner's alone (0600) from the beginning, replaces a stale one, and is removed at the
+    end; OSError EADDRINUSE if a server listens there or it is no socket. At most `max_connections` handlers run;
+    further clients wait in the listen queue. The channel is closed when its handler ends. A handler's exception is
     logged, and ends nothing else. `task_status` is for anyio's TaskGroup.start: it listens when that returns.
     """
     free = anyio.Semaphore(max_connections)
@@ -219,7 +219,7 @@ async def serve(
             with sock:
                 async with AsyncChannel(sock, max_data=max_data, max_fds=max_fds) as channel:
                     await handler(channel)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever a handler raises is its own affair
             _log.exception("a handler of %r failed", path)
         finally:
             free.release()

@@ -13,11 +13,23 @@ from _thread import allocate_lock
 from errno import EBADF, ETIMEDOUT, ETOOMANYREFS
 from time import monotonic, sleep
 
-from ._address import AF_UNIX, family
 from ._incoming import Incoming
 from ._outgoing import Outgoing
 from ._send import SOCK_STREAM
-from ._sock import IN, MSG_DONTWAIT, OUT, SO_TYPE, Socket, Timeout, fileno, getsockopt, os_error, wait
+from ._sock import (
+    AF_UNIX,
+    IN,
+    MSG_DONTWAIT,
+    OUT,
+    SO_TYPE,
+    Socket,
+    Timeout,
+    family,
+    fileno,
+    getsockopt,
+    os_error,
+    wait,
+)
 from ._unreturned import ALWAYS, Unreturned, gettrace
 from .errors import LocalProtocolError, ProtocolError
 from .fd import OwnedFd
@@ -46,7 +58,9 @@ PAUSE = 0.001  # seconds: nothing tells when the receiver has taken descriptors 
 class Ends:
     """What Channel and AsyncChannel have in common: a socket they own, and its two directions."""
 
-    def __init__(self, sock: socket.socket | OwnedFd | int, *, max_data: int = MAX_DATA, max_fds: int = MAX_FDS) -> None:
+    def __init__(
+        self, sock: socket.socket | OwnedFd | int, *, max_data: int = MAX_DATA, max_fds: int = MAX_FDS
+    ) -> None:
         self._sock: socket.socket | None = None
         self._fd = -1
         kind = checked(sock)
@@ -150,7 +164,7 @@ class Channel(Ends):
         `bytes_sent`: 0 if nothing went and the channel is as before, else the channel is closed for sending, as
         the message says, and every further send is a BrokenPipeError. Receiving goes on.
         """
-        sock = self._live()
+        sock = self._sock or self._live()
         if self._sending.locked():
             raise RuntimeError("another thread is sending on this channel, or the caller of this signal handler")
         with self._sending:
@@ -188,12 +202,13 @@ class Channel(Ends):
         """
         incoming = self._incoming
         message = frame = deadline = None  # here, since what is made first is gone first when recv is left
-        unreturned = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None  # type: ignore[arg-type]
+        unreturned = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None
         try:
             if self._receiving.locked():
                 raise RuntimeError("another thread is receiving on this channel, or the caller of this signal handler")
             with self._receiving:
-                flags = 0 if self._live().gettimeout() is None else MSG_DONTWAIT
+                sock = self._sock or self._live()
+                flags = 0 if sock.gettimeout() is None else MSG_DONTWAIT
                 if incoming.staged is not None:
                     incoming.recover()
                 if incoming.back:

@@ -51,7 +51,7 @@ def running(*calls):
     def run(call):
         try:
             call()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - shown by the caller
             failed.append(error)
 
     threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
@@ -213,7 +213,9 @@ def test_iteration_ends_with_the_stream(fdpass, kind):
 
 
 @both_kinds
-@pytest.mark.parametrize("sent", [b"\0\0\0\5\0\0\0\0abc", b"\0\0", b"\0\0\0\1\0\0\0\1", b"\0\0\0\1\0\0\0\1x", b"GET / HTTP/1.1\r\n"])
+@pytest.mark.parametrize("sent", [
+    b"\0\0\0\5\0\0\0\0abc", b"\0\0", b"\0\0\0\1\0\0\0\1", b"\0\0\0\1\0\0\0\1x", b"GET / HTTP/1.1\r\n",
+])  # fmt: skip
 def test_a_peer_that_breaks_the_protocol(fdpass, kind, sent):
     """Half a frame, a missing descriptor, noise: ProtocolError, the channel is closed, and so is what came along."""
     with descriptors(1) as made, behind(fdpass, kind) as (sock, channel):
@@ -263,7 +265,7 @@ def test_pieces_of_any_size(fdpass, kind):
 
 def test_a_closed_channel_says_so(fdpass):
     """After close() every use is an OSError (EBADF); closing again is nothing."""
-    with channels(fdpass) as (a, b):
+    with channels(fdpass) as (a, _):
         a.close()
         a.close()
         for use in (a.recv, lambda: a.send(b"x"), a.__enter__):
@@ -289,7 +291,7 @@ def test_closing_closes_what_was_not_handed_out(fdpass):
 
 @pytest.mark.parametrize("make", [
     lambda: socket.socket(socket.AF_INET), lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
-    lambda: open(os.devnull),
+    lambda: open(os.devnull),  # noqa: SIM115
 ])  # fmt: skip
 def test_what_is_no_such_socket_is_refused_and_stays_the_callers(fdpass, make):
     """A socket of another family or type, or a file, is refused, and not closed."""
@@ -580,7 +582,7 @@ def test_signals_during_a_recv(fdpass):
 
 WAITING = {
     "alone": lambda a, fds: a.send(b"first", fds),
-    "bare": lambda a, fds: a.send(b"first"),
+    "bare": lambda a, _: a.send(b"first"),
     "several": lambda a, fds: (a.send(b"first", fds), a.send(b"second")),
     "large": lambda a, fds: a.send(bytes(100_000), fds),
     "padded": lambda a, fds: a.send(b"", fds * 3),
@@ -630,7 +632,7 @@ def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, swept):
 
 @pytest.mark.parametrize("size", [5, 5000, 300_000])
 def test_an_exception_anywhere_in_send_tears_no_stream(fdpass, size, swept):  # noqa: F811
-    """Whatever boundary a send is left at, the peer gets all of the message or nothing, or the channel says it is closed."""
+    """Whatever boundary a send is left at, the peer gets a message or nothing, or the channel is closed for sending."""
     folder, outcomes = os.path.dirname(fdpass.__file__), {"went": 0, "not": 0, "closed": 0, "stuck": 0}
     with descriptors(1) as made:
         for n in range(1, 3000):
