@@ -290,8 +290,8 @@ def test_demo_interrupted(command, where):
 
 
 def test_demo_interrupted_early(command):
-    """Ctrl-C before the exchange has begun waits until there is something to undo."""
-    patch = "start = demo.start\ndemo.start = lambda *rest: os.kill(os.getpid(), signal.SIGINT) or start(*rest)"
+    """Ctrl-C while the server is being started waits until it is known who is to be stopped."""
+    patch = "start = demo.start\ndemo.start = lambda *rest: (start(*rest), os.kill(os.getpid(), signal.SIGINT))[0]"
     child = command.start(patch, "demo")
     output, errors = child.communicate(timeout=SECONDS)
     assert (130, "", "") == (child.returncode, output, errors)
