@@ -1,7 +1,7 @@
 """The `fdpass` command: arguments in, exit status out. What a subcommand does is in a module of its own.
 
 Exit status: 0 all went well, 1 something did not (it was said on stderr), 2 wrong arguments, 130 interrupted
-by Ctrl-C, 141 whoever read the output went away; of exec the command's own, 126 if it cannot be run, 127 if it is not there.
+by Ctrl-C, 141 whoever read the output went away; of exec the command's own, 126 if it cannot run, 127 if there is none.
 A subcommand's module is imported when it is asked for.
 """
 

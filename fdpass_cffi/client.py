@@ -36,7 +36,7 @@ class Refused(Exception):
 class Broker:
     """Names in, descriptors out; a context manager.
 
-    A broker ends a connection after some time and some requests. So what comes late is asked for once more over a new one.
+    A broker ends a connection after some time and some requests: then the name is asked for again, over a new one.
     """
 
     def __init__(self, path: str) -> None:
@@ -229,13 +229,13 @@ def fdname(name: str) -> str:
     return "".join(kept)
 
 
-def become(command: Sequence[str], environ: dict[str, str]) -> int:
+def become(command: list[str], environ: dict[str, str]) -> int:
     """execvp(3), with the signals as a command expects them; the exit status if it fails."""
     for name in ("SIGPIPE", "SIGXFSZ"):  # which the interpreter ignores
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     try:
-        os.execvpe(command[0], command, environ)
+        os.execvpe(command[0], command, environ)  # noqa: S606 - the command is the user's
     except OSError as error:
         complain(f"exec: {plain(os.fsencode(command[0]))}: {error.strerror}")
         return NOT_FOUND if error.errno in (ENOENT, EINVAL) else NOT_EXECUTABLE

@@ -103,7 +103,7 @@ class Announcement:
 def run(path: str, folder: str, uids: Collection[int], limits: Limits, *, verbose: bool = False) -> int:
     """Serve `folder` at the socket `path` until SIGTERM or SIGINT; the exit status.
 
-    With `uids` others than this process's own may connect: the socket's mode is then 0666, and each client is asked for.
+    With `uids`, users other than this process's own are served; the socket's mode is then 0666 instead of 0600.
     """
     log_to_stderr(logging.INFO if verbose else logging.WARNING)
     flags = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
