@@ -93,6 +93,8 @@ class Incoming:
         also in `staged`, which the caller empties when it has it.
         """
         block = numbers = None
+        fds: list[OwnedFd] = []
+        eaten: list[bytes] = []
         try:
             try:
                 block = incoming_pool.pop()
@@ -112,12 +114,13 @@ class Incoming:
                 return None
             ints[NAMELEN] = NOT_ARRIVED
             incoming_pool.append(block)
-            fds = adopt(numbers) if numbers else []
+            if numbers:
+                fds = adopt(numbers)
+            self.staged = got, fds, eaten
         except BaseException:
             abandon(block, numbers)
+            close_owned(fds)
             raise
-        eaten: list[bytes] = []
-        self.staged = got, fds, eaten
         eaten.extend(map(_read, (self.fd,), (got,)))
         frame = one_frame(eaten[0], fds, self.max_data)
         if frame is None:

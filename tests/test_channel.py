@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import signal
@@ -625,6 +626,8 @@ def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, swept):
                 else:
                     outcomes["whole" if again == expected else "lost"] += 1 if again == expected else [n]
                 b.close()
+                if open_numbers() - before:
+                    gc.collect()
                 assert not open_numbers() - before
     assert [] == outcomes["lost"], outcomes
     assert outcomes["whole"] > 10, outcomes
