@@ -5,12 +5,12 @@ Law: a command started by exec has 0, 1, 2 and the descriptors that were asked f
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
 import sys
 from errno import EINVAL, ENOENT
-from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from .broker import MAX_FDS, MAX_MESSAGE, OK, plain
 from .channel import Channel
@@ -26,6 +26,7 @@ FIRST = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 CHUNK = 1 << 16  # bytes
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell has it
 LONGEST_FDNAME = 255
+DUPLICATE = getattr(fcntl, "F_DUPFD_CLOEXEC", fcntl.F_DUPFD)  # which PyPy 7.3.11 does not name
 MOST_TRIED = 1 << 16  # descriptor numbers, where the system does not list those in use
 
 
@@ -188,7 +189,7 @@ def arrange(fds: list[OwnedFd]) -> None:
     """Have `fds` be 3, 4, ... and inheritable, and nothing else above 2 be inheritable."""
     end = FIRST + len(fds)
     for at, owned in enumerate(fds):  # out of the way first
-        fds[at] = OwnedFd(fcntl(owned.fileno(), F_DUPFD_CLOEXEC, end))
+        fds[at] = OwnedFd(fcntl.fcntl(owned.fileno(), DUPLICATE, end))
         owned.close()
     for number, owned in enumerate(fds, FIRST):
         os.dup2(owned.fileno(), number)
