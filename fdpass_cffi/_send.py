@@ -125,6 +125,7 @@ def spread(block: Block, parts: Sequence[Any]) -> object:
         iov[i].iov_len = len(part)
     block.msg.msg_iov = iov
     block.msg.msg_iovlen = count
+    block.sizes[IOV_LEN] = sum(map(len, parts))  # not used by the call: it says whether there is a byte at all
     return parts, iov
 
 

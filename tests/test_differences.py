@@ -175,6 +175,8 @@ def send_fds_refuses_descriptors_without_data(module):
     """On a stream, where they would vanish, that is ValueError and nothing was sent."""
     with pair() as (a, b), descriptors(1) as sent:
         for buffers in ([], [b""], [b"", bytearray()]):
+            module.send_fds(a, [b"data"], sent)  # after which the memory of a call holds its figures
+            assert b"data" == drain(b)
             with pytest.raises(ValueError, match="buffers"):
                 module.send_fds(a, buffers, sent)
         assert b"" == drain(b)
@@ -290,10 +292,10 @@ def a_lost_race_is_no_blocking_io_error(module):
 
 @difference(pypy=True)
 def a_huge_ancbufsize_is_refused(module):
-    """An ancbufsize beyond a socklen_t is ValueError."""
+    """An ancbufsize beyond a socklen_t is ValueError, and OverflowError where it is beyond a ssize_t too."""
     with pair() as (a, b):
         a.send(b"x")
-        with pytest.raises(ValueError, match="ancillary"):
+        with pytest.raises(ValueError if sys.maxsize > 1 << 40 else OverflowError):
             module.recvmsg(b, 10, 1 << 40)
 
 
