@@ -280,8 +280,7 @@ class Decoder(Generic[D]):
 
     def _fail(self, why: str) -> NoReturn:
         self._fault = (ProtocolError, why)
-        _, _, _, fds, front = self._state
-        self._state = (b"", 0, None, fds, front)
+        self._state = (b"", 0, None, self._state[3], None)
         raise ProtocolError(why)
 
     def _refuse(self, size: int, count: int) -> NoReturn:
