@@ -88,7 +88,11 @@ class Broker:
     def connect(self):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(SECONDS)
-        sock.connect(self.path)
+        try:
+            sock.connect(self.path)
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def well(self):
@@ -216,7 +220,7 @@ import fcntl, json, os, sys
 fds = {}
 for fd in range(0, 64):
     try:
-        fds[fd] = [os.read(fd, 100).decode() if fd > 2 else "", fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE]
+        fds[fd] = [os.read(fd, 100).decode() if fd > 2 else "", fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)]
     except OSError:
         pass
 own = os.getpid() == int(os.environ["LISTEN_PID"])
@@ -427,6 +431,7 @@ def test_names_that_lead_out(broker):
     os.symlink("sub", broker.served / "inside")
     os.symlink("/etc", broker.served / "etc")
     os.symlink("link", broker.served / "chain")
+    os.symlink("a", broker.served / "near")
     names = {
         "../secret": "EACCES",
         "../../etc/shadow": "EACCES",
@@ -439,6 +444,7 @@ def test_names_that_lead_out(broker):
         "inside/b": "ELOOP",
         "etc/passwd": "ELOOP",
         "chain": "ELOOP",
+        "near": "ELOOP",
     }
     broker.start()
     done = broker.cat(*names)
