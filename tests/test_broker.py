@@ -220,7 +220,8 @@ import fcntl, json, os, sys
 fds = {}
 for fd in range(0, 64):
     try:
-        fds[fd] = [os.read(fd, 100).decode() if fd > 2 else "", fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)]
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)
+        fds[fd] = [os.read(fd, 100).decode() if fd > 2 else "", mode]
     except OSError:
         pass
 own = os.getpid() == int(os.environ["LISTEN_PID"])
