@@ -9,7 +9,7 @@ from .harness import AGAIN, Case, compare
 
 WORTH_A_WORD = 0.02  # as a share of the batches
 
-HEAD = f"  {'':22}{'median ns':>11}{'least ns':>11}{'ratio':>8}{'of least':>10}{'8 of 10 within':>17}{'times C':>9}  target"
+HEAD = f"  {'':22}{'median ns':>11}{'least ns':>11}{'ratio':>8}{'of least':>10}{'8 of 10 within':>17}{'times C':>9}  target"  # noqa: E501 - a table\'s head
 
 
 def judge(case: Case, name: str, ratio: float, noise: float) -> tuple[str, bool]:

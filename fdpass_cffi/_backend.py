@@ -40,7 +40,7 @@ def _api() -> tuple[Any, Lib] | None:
     try:
         from ._api import ffi, lib  # type: ignore[import-not-found,unused-ignore]
     except ModuleNotFoundError as error:
-        if error.name != f"{__package__}._api":
+        if error.name != f"{__name__.rpartition('.')[0]}._api":
             raise
         return None
     return ffi, lib

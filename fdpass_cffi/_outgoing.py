@@ -126,9 +126,7 @@ class Outgoing:
         if self.packets:
             room = getsockopt(self.fd, socket.SO_SNDBUF) - PACKET_OVERHEAD
             packet = max(HEADER_SIZE, min(room, MAX_PACKET))
-        return encode(
-            data, fds, max_data=limits[0], max_fds=limits[1], per_message=self.per_message, packet=packet
-        )
+        return encode(data, fds, max_data=limits[0], max_fds=limits[1], per_message=self.per_message, packet=packet)
 
 
 class Sending:

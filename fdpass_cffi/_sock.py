@@ -40,7 +40,9 @@ socket_family = _socket.socket.family.__get__
 
 Timeout: type[OSError] = socket.timeout
 if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and callers catch either
-    Timeout = type("TimeoutError", (socket.timeout, TimeoutError), {"__doc__": "socket.timeout and TimeoutError at once."})
+    Timeout = type(
+        "TimeoutError", (socket.timeout, TimeoutError), {"__doc__": "socket.timeout and TimeoutError at once."}
+    )
 
 
 def fileno(sock: FileDescriptorLike, call: str) -> int:

@@ -48,7 +48,7 @@ def _count(holder: Unreturned) -> int:
 
 def _alone() -> int:
     """How many references __del__ counts to a list that nobody else knows: it differs between versions."""
-    holder = Unreturned(lambda held: [])
+    holder = Unreturned(lambda _: [])
     holder.held = [None]
     return _count(holder)
 

@@ -31,7 +31,11 @@ def at(struct: str, field: str) -> int:
 NAMELEN, FLAGS = at(MSGHDR, "msg_namelen") // 4, at(MSGHDR, "msg_flags") // 4  # in ints, from an entry's first
 NAME, IOV, CONTROL = (at(MSGHDR, name) // WORD for name in ("msg_name", "msg_iov", "msg_control"))  # in words
 IOVLEN, CONTROLLEN = at(MSGHDR, "msg_iovlen") // LEN, at(MSGHDR, "msg_controllen") // LEN  # in lens
-CMSG_LEN, CMSG_LEVEL, CMSG_TYPE = at(CMSGHDR, "cmsg_len") // LEN, at(CMSGHDR, "cmsg_level") // 4, at(CMSGHDR, "cmsg_type") // 4
+CMSG_LEN, CMSG_LEVEL, CMSG_TYPE = (
+    at(CMSGHDR, "cmsg_len") // LEN,
+    at(CMSGHDR, "cmsg_level") // 4,
+    at(CMSGHDR, "cmsg_type") // 4,
+)
 CMSG_DATA = LAYOUT.data // 4
 
 

@@ -209,9 +209,7 @@ def filled(outgoing: list[Outgoing]) -> v.Vector:
     return vector
 
 
-def send_one_by_one(
-    sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing], flags: int
-) -> int:
+def send_one_by_one(sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing], flags: int) -> int:
     """The same by sendmsg(2)."""
     for sent, (part, raw, _) in enumerate(outgoing):
         sending = Sending(sock, fd, part, raw, flags)
@@ -265,9 +263,7 @@ def recv_messages(
     return whole(found)
 
 
-def recv_one_by_one(
-    sock: FileDescriptorLike, fd: int, n: int, bufsize: int, maxfds: int, flags: int
-) -> list[Message]:
+def recv_one_by_one(sock: FileDescriptorLike, fd: int, n: int, bufsize: int, maxfds: int, flags: int) -> list[Message]:
     """The same by recvmsg(2)."""
     found: list[Message | TruncatedError] = []
     waiting = flags

@@ -114,9 +114,7 @@ class Message:
         return f"<Message {' '.join(parts)}>"
 
 
-def recv_message(
-    sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: SupportsIndex, flags: int = 0
-) -> Message:
+def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: SupportsIndex, flags: int = 0) -> Message:
     """Receive at most `bufsize` bytes and `maxfds` descriptors, owned and close-on-exec, in one recvmsg(2).
 
     On a stream, `data` is b"" and `fds` empty at the end of it. Nothing is lost in silence: TruncatedError if the

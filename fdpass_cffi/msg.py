@@ -12,12 +12,13 @@ from struct import Struct
 
 from ._arguments import INT_MAX, c_int, integer, most_fds
 from ._backend import CONSTANTS, KERNEL, LAYOUT, ffi
+from ._close import close_tail
 from ._receive import (
     MSG_CMSG_CLOEXEC,
     abandon,
     ancillary,
-    carried,
     bring,
+    carried,
     control_room,
     data_room,
     disown,
@@ -29,10 +30,8 @@ from ._receive import (
     received_data,
     sender,
 )
-from ._close import close_tail
 from ._scratch import (
     CMSG_DATA,
-    CMSG_LEN as CMSG_LEN_AT,
     CMSG_LEVEL,
     CMSG_TYPE,
     CONTROL_ROOM,
@@ -53,10 +52,13 @@ from ._scratch import (
     outgoing,
     outgoing_pool,
 )
+from ._scratch import (
+    CMSG_LEN as CMSG_LEN_AT,
+)
 from ._send import (
+    MSG_NOSIGNAL,
     check_rights,
     each,
-    MSG_NOSIGNAL,
     explain,
     exported,
     gather,

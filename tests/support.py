@@ -142,7 +142,11 @@ def run_child(fdpass, code: str, *args: object, **options) -> str:
     """Run `code` in a new interpreter where `import fdpass_cffi` gives the same package and backend; its output."""
     above = str(Path(fdpass.__file__).parent.parent)
     path = os.pathsep.join([above, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    which = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "FDPASS_CFFI_BACKEND": fdpass.BACKEND}  # not the current folder's
+    which = {
+        "PYTHONPATH": path,
+        "PYTHONSAFEPATH": "1",
+        "FDPASS_CFFI_BACKEND": fdpass.BACKEND,
+    }  # not the current folder's
     child = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *map(str, args)],
         check=False, capture_output=True, text=True, timeout=600,

@@ -113,9 +113,7 @@ def test_many_small_messages_are_read_with_few_receives(fdpass, monkeypatch):
 
 
 @both_kinds
-@pytest.mark.parametrize(
-    "number", [pytest.param(20, id="few"), pytest.param(1000, id="full", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [pytest.param(20, id="few"), pytest.param(1000, id="full", marks=pytest.mark.slow)])
 def test_a_thousand_descriptors_in_each_message(fdpass, kind, number):
     """Message after message with 1,000 descriptors each, every one the right one."""
     with descriptors(10) as made, channels(fdpass, kind) as (a, b):

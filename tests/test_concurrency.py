@@ -1,171 +1,396 @@
-"""Threads, signal handlers and fork: every descriptor arrives where it belongs, told by its inode."""
+"""Threads, signal handlers and forks at once, with no lock: every descriptor arrives where it belongs, by its inode."""
 
 from __future__ import annotations
 
+import errno
 import os
+import queue
+import random
 import signal
 import socket
+import sys
 import threading
+import warnings
+from functools import partial
 
 import pytest
-from support import Alarm, alarm, close, descriptors, fill, identities, identity, on_alarm, pair
+from support import (
+    PYPY,
+    close,
+    descriptors,
+    drain,
+    fds_in,
+    fill,
+    identities,
+    on_alarm,
+    pair,
+    rights,
+)
+from test_sweep import Tracer
 
-ROUNDS = 300
+THREADS = 8
 
 
-def exchange(fdpass, a, b, fd: int, rounds: int) -> list[tuple[int, int]]:
-    """Send one descriptor to and fro by every function; what arrived."""
-    arrived = []
-    for i in range(rounds):
-        fdpass.send_fds(a, [b"%d" % i], [fd])
-        data, fds, _, _ = fdpass.recv_fds(b, 10, 1)
-        assert b"%d" % i == data
-        arrived += identities(fds)
+def round_trip(fdpass, a, b, sent, tag: bytes) -> None:
+    """One message over (a, b) in one of the ways there are; what arrives is what was sent."""
+    way = random.randrange(4)
+    if way % 2:
+        assert len(tag) == fdpass.send_fds(a, [tag], sent)
+    else:
+        assert len(tag) == fdpass.sendmsg(a, [tag], rights(sent))
+    if way == 0:
+        buffer = bytearray(100)
+        size, ancdata, flags, _ = fdpass.recvmsg_into(b, [buffer], 2000)
+        data, fds = bytes(buffer[:size]), fds_in(ancdata)
+    elif way == 1:
+        data, fds, flags, _ = fdpass.recv_fds(b, 100, len(sent))
+    else:
+        data, ancdata, flags, _ = fdpass.recvmsg(b, 100, 2000)
+        fds = fds_in(ancdata)
+    try:
+        assert (tag, identities(sent), 0) == (data, identities(fds), flags)
+    finally:
         close(fds)
-        fdpass.sendall_fds(a, b"%d" % i, [fd, fd])
-        with fdpass.recv_message(b, 10, 2) as message:
-            assert b"%d" % i == message.data
-            arrived += [identity(owned.fileno()) for owned in message.fds]
-    return arrived
 
 
-def in_threads(works) -> list:
-    """The result of each, or its exception raised."""
-    results: list = [None] * len(works)
+def in_threads(*targets) -> None:
+    """Run each target in a thread of its own; the first exception of any comes out."""
+    raised = queue.SimpleQueue()
 
-    def run(i, work):
+    def guarded(target):
         try:
-            results[i] = work()
-        except BaseException as error:
-            results[i] = error
+            target()
+        except BaseException as error:  # noqa: BLE001
+            raised.put(error)
 
-    threads = [threading.Thread(target=run, args=item) for item in enumerate(works)]
+    threads = [threading.Thread(target=guarded, args=(target,)) for target in targets]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+    if not raised.empty():
+        raise raised.get()
 
 
-@pytest.mark.parametrize("rounds", [ROUNDS, pytest.param(42_000, marks=pytest.mark.slow)])
-def test_eight_threads_with_sockets_of_their_own(fdpass, rounds):
-    """Eight threads share the pools of memory, and each gets its own descriptors and bytes; a million in the full run."""
-    with descriptors(8) as fds:
-        pairs = [socket.socketpair() for _ in fds]
-        results = in_threads(
-            [lambda fd=fd, ab=ab: set(exchange(fdpass, *ab, fd, rounds)) for fd, ab in zip(fds, pairs)]
-        )
-        assert [{one} for one in identities(fds)] == results
-        for a, b in pairs:
-            a.close()
-            b.close()
+@pytest.fixture
+def frequent_switches():
+    """Threads take turns as often as the interpreter lets them."""
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(old)
 
 
-def test_threads_that_wait_while_others_transfer(fdpass):
-    """A thread blocked in a receive keeps its memory from the others until its own message comes."""
-    with descriptors(2) as (waited_for, busy), pair() as (a, b), pair() as (c, d):
+def test_threads_with_sockets_of_their_own(fdpass, frequent_switches):
+    """Eight threads share the pooled memory and nothing gets mixed up."""
+    with descriptors(THREADS * 3) as sent:
 
-        def wait():
-            _, fds, _, _ = fdpass.recv_fds(b, 1, 1)
-            result = identities(fds)
+        def work(number):
+            own = sent[number * 3 : number * 3 + 3]
+            with pair() as (a, b):
+                for i in range(150):
+                    round_trip(fdpass, a, b, own[: i % 3 + 1], b"%d of %d" % (i, number))
+
+        in_threads(*(partial(work, number) for number in range(THREADS)))
+
+
+def test_threads_that_share_a_socket(fdpass, frequent_switches):
+    """Four senders and four receivers on one datagram socket: each message arrives once, with its own descriptors."""
+    count, got = 100, queue.SimpleQueue()
+    with pair(socket.SOCK_DGRAM) as (a, b), descriptors(THREADS) as sent:
+        a.settimeout(60)
+        b.settimeout(60)
+
+        def send(number):
+            for i in range(count):
+                fdpass.send_fds(a, [b"%d %d" % (number, i)], sent[number : number + 1 + i % 3])
+
+        def receive():
+            for _ in range(count):
+                data, fds, _, _ = fdpass.recv_fds(b, 100, 5)
+                got.put((data, identities(fds)))
+                close(fds)
+
+        in_threads(*(partial(send, number) for number in range(4)), *[receive] * 4)
+        expected = {
+            b"%d %d" % (number, i): identities(sent[number : number + 1 + i % 3])
+            for number in range(4)
+            for i in range(count)
+        }
+        received = dict(got.get() for _ in range(4 * count))
+    assert expected == received
+    assert got.empty()
+
+
+def test_threads_that_fail_hear_of_their_own_failure(fdpass, frequent_switches):
+    """Each of eight threads meets one error again and again: none hears of another's errno."""
+    with pair() as (full, _), pair() as (_, empty), socket.socket() as lone, pair() as (alive, dead), pair() as (a, b):
+        fill(full)
+        for sock in (full, empty):
+            sock.setblocking(False)
+        dead.close()
+        shut = os.dup(0)
+        os.close(shut)
+        failures = [
+            (lambda: fdpass.sendmsg(full, [b"x"]), errno.EAGAIN),
+            (lambda: fdpass.recvmsg(empty, 1), errno.EAGAIN),
+            (lambda: fdpass.recv_fds(lone, 1, 1), errno.ENOTCONN),
+            (lambda: fdpass.send_fds(alive, [b"x"], [0]), errno.EPIPE),
+            (lambda: fdpass.sendmsg(a, [b"x"], rights([shut])), errno.EBADF),
+            (lambda: fdpass.recvmsg(shut, 1), errno.EBADF),
+            (lambda: fdpass.sendmsg(a, [b"x"] * 1025), errno.EMSGSIZE),
+        ]
+
+        def work(call, expected):
+            for _ in range(300):
+                with pytest.raises(OSError) as caught:
+                    call()
+                assert expected == caught.value.errno
+
+        in_threads(*(partial(work, *failure) for failure in failures))
+        assert b"" == drain(b)
+
+
+# Signal handlers that use the library
+
+
+def fails(call, expected: int) -> None:
+    """A call that must fail with just this errno."""
+    try:
+        call()
+    except OSError as error:
+        assert expected == error.errno  # noqa: PT017
+    else:
+        raise AssertionError("it did not fail")
+
+
+class Handler:
+    """What a signal handler may do: round trips and failures of all kinds, on sockets of its own."""
+
+    def __init__(self, fdpass, sent) -> None:
+        self.fdpass, self.sent, self.runs = fdpass, sent, 0
+        self.a, self.b = socket.socketpair()
+        self.full, self.full_end = socket.socketpair()
+        self.alive, dead = socket.socketpair()
+        self.lone = socket.socket()
+        dead.close()
+        fill(self.full)
+        self.full.setblocking(False)
+        self.b.setblocking(False)
+
+    def close(self) -> None:
+        for sock in (self.a, self.b, self.full, self.full_end, self.alive, self.lone):
+            sock.close()
+
+    def __call__(self) -> None:
+        self.runs += 1
+        fdpass, run = self.fdpass, self.runs
+        round_trip(fdpass, self.a, self.b, self.sent, b"handler %d" % run)
+        fails(lambda: fdpass.recvmsg(self.b, 10, 100), errno.EAGAIN)
+        if run % 4 == 0:
+            fails(lambda: fdpass.send_fds(self.alive, [b"x"], [0]), errno.EPIPE)
+        elif run % 4 == 1:
+            fails(lambda: fdpass.recv_fds(self.lone, 1, 1), errno.ENOTCONN)
+        elif run % 4 == 2:
+            fails(lambda: fdpass.sendmsg(self.full, [b"x"]), errno.EAGAIN)
+
+
+@pytest.fixture
+def handler(fdpass):
+    with descriptors(2) as sent:
+        made = Handler(fdpass, sent)
+        yield made
+        made.close()
+
+
+def at_every_boundary(fdpass, handler, outer) -> None:
+    """Run outer(n) with the handler called at its n-th bytecode boundary inside the package, for every n there is."""
+    where = os.path.dirname(fdpass.__file__)
+    for n in range(1, 5000):
+        tracer = Tracer(where, n, handler)
+        tracer.run(partial(outer, n))
+        if tracer.seen < n:
+            break
+    assert handler.runs > (15 if PYPY else 60)
+
+
+@pytest.mark.parametrize("name", ["recv_fds", "recvmsg", "recvmsg_into"])
+def test_a_handler_at_any_boundary_of_a_receive(fdpass, handler, name):
+    """Wherever a handler that sends, receives and fails comes in, the outer call gets its own message whole."""
+    receive = {
+        "recv_fds": lambda: fdpass.recv_fds(b, 100, 2),
+        "recvmsg": lambda: fdpass.recvmsg(b, 100, 100),
+        "recvmsg_into": lambda: fdpass.recvmsg_into(b, [buffer], 100),
+    }[name]
+    buffer = bytearray(100)
+    with pair() as (a, b), descriptors(2) as sent:
+
+        def outer(n):
+            a.sendmsg([b"outer %d" % n], rights(sent))
+            data, fds, flags, address = receive()
+            if name == "recvmsg_into":
+                data = bytes(buffer[:data])
+            if name != "recv_fds":
+                fds = fds_in(fds)
+            assert (b"outer %d" % n, identities(sent), 0, None) == (data, identities(fds), flags, address)
             close(fds)
-            return result
+
+        at_every_boundary(fdpass, handler, outer)
+
+
+@pytest.mark.parametrize("name", ["send_fds", "send_fds-several", "sendmsg"])
+def test_a_handler_at_any_boundary_of_a_send(fdpass, handler, name):
+    """Wherever a handler that sends, receives and fails comes in, the outer call sends its own message whole."""
+    with pair() as (a, b), descriptors(2) as sent:
+        send = {
+            "send_fds": lambda data: fdpass.send_fds(a, [data], sent[:1]),
+            "send_fds-several": lambda data: fdpass.send_fds(a, [data[:3], data[3:]], sent),
+            "sendmsg": lambda data: fdpass.sendmsg(a, [data], rights(sent)),
+        }[name]
+        expected = identities(sent[:1] if name == "send_fds" else sent)
+
+        def outer(n):
+            text = b"outer %d" % n
+            assert len(text) == send(text)
+            data, ancdata, _, _ = b.recvmsg(100, 100)
+            assert (text, expected) == (data, identities(fds_in(ancdata)))
+            close(fds_in(ancdata))
+
+        at_every_boundary(fdpass, handler, outer)
+
+
+FAILING = {
+    "recvmsg-EAGAIN": (lambda fdpass, _, sock: fdpass.recvmsg(sock, 10, 100), errno.EAGAIN),
+    "recv_fds-EAGAIN": (lambda fdpass, _, sock: fdpass.recv_fds(sock, 10, 1), errno.EAGAIN),
+    "recvmsg_into-EAGAIN": (lambda fdpass, _, sock: fdpass.recvmsg_into(sock, [bytearray(1)]), errno.EAGAIN),
+    "recv_fds-ENOTCONN": (lambda fdpass, handler, _: fdpass.recv_fds(handler.lone, 10, 1), errno.ENOTCONN),
+    "sendmsg-EPIPE": (lambda fdpass, handler, _: fdpass.sendmsg(handler.alive, [b"x"]), errno.EPIPE),
+    "send_fds-EAGAIN": (lambda fdpass, handler, _: fdpass.send_fds(handler.full, [b"x"], [0]), errno.EAGAIN),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_handler_at_any_boundary_of_a_failure(fdpass, handler, name):
+    """Wherever a handler that fails with other errnos comes in, the outer call fails with its own."""
+    call, expected = FAILING[name]
+    with pair() as (_, b):
+        b.setblocking(False)
+
+        def outer(n):
+            fails(partial(call, fdpass, handler, b), expected)
+
+        at_every_boundary(fdpass, handler, outer)
+
+
+@pytest.mark.parametrize("timeout", [None, 60], ids=["blocking", "timeout"])
+@pytest.mark.parametrize("name", ["sendmsg", "send_fds", "recvmsg", "recv_fds", "recvmsg_into"])
+def test_a_real_signal_inside_a_blocked_call(fdpass, handler, name, timeout):
+    """The main thread hangs in a call while a real signal's handler works and fails; then the call does its own."""
+    with pair() as (a, b), descriptors(1) as sent:
+        a.settimeout(timeout)
+        b.settimeout(timeout)
+        if name.startswith("send"):
+            fill(a)
+
+        def ring():
+            handler()
+            if handler.runs == 12:
+                drain(b) if name.startswith("send") else a.sendmsg([b"data"], rights(sent))
+
+        with on_alarm(ring, 0.003, 0.003):
+            result = {
+                "sendmsg": lambda: fdpass.sendmsg(a, [b"data"], rights(sent)),
+                "send_fds": lambda: fdpass.send_fds(a, [b"data"], sent),
+                "recvmsg": lambda: fdpass.recvmsg(b, 10, 100),
+                "recv_fds": lambda: fdpass.recv_fds(b, 10, 1),
+                "recvmsg_into": lambda: fdpass.recvmsg_into(b, [bytearray(10)], 100),
+            }[name]()
+        if name.startswith("send"):
+            assert 4 == result
+            result = fdpass.recvmsg(b, 10, 100)
+        fds = result[1] if name == "recv_fds" else fds_in(result[1])
+        assert handler.runs >= 12
+        assert identities(sent) == identities(fds)
+        close(fds)
+
+
+def test_a_storm_of_real_signals_whose_handler_sends_and_receives(fdpass, handler):
+    """Round trips go on in the main thread while a handler does its own every few hundred microseconds."""
+    with pair() as (a, b), descriptors(3) as sent, on_alarm(handler, 0.0003, 0.0003):
+        for i in range(600):
+            round_trip(fdpass, a, b, sent[: i % 3 + 1], b"outer %d" % i)
+    assert handler.runs > 20
+
+
+# Forks
+
+
+def child_of(work) -> int:
+    """Fork; the child does `work` and is gone, 0 if nothing went wrong; the child's pid."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork in a process with threads
+        child = os.fork()
+    if child:
+        return child
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(60)
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def trips(fdpass, sent, count: int, text: bytes) -> None:
+    with pair() as (a, b):
+        for i in range(count):
+            round_trip(fdpass, a, b, sent, text + b" %d" % i)
+
+
+def test_a_fork_has_a_copy_of_its_own(fdpass):
+    """Parent and children go on with what was pooled before, and do not meet in it."""
+    with descriptors(2) as sent:
+        trips(fdpass, sent, 5, b"before")
+        children = [child_of(partial(trips, fdpass, sent, 100, b"child %d" % n)) for n in range(4)]
+        trips(fdpass, sent, 100, b"parent")
+        assert [0] * 4 == [os.waitpid(child, 0)[1] for child in children]
+
+
+def test_a_fork_amid_threads(fdpass, frequent_switches):
+    """A child of a process whose threads are in the middle of calls sends and receives as well."""
+    with descriptors(2) as sent:
+        stop = threading.Event()
 
         def work():
-            result = set(exchange(fdpass, c, d, busy, ROUNDS))
-            fdpass.send_fds(a, [b"x"], [waited_for])
-            return result
+            while not stop.is_set():
+                trips(fdpass, sent, 20, b"thread")
 
-        assert [[identity(waited_for)], {identity(busy)}] == in_threads([wait, work])
+        def fork():
+            try:
+                for n in range(5):
+                    child = child_of(partial(trips, fdpass, sent, 20, b"child %d" % n))
+                    assert 0 == os.waitpid(child, 0)[1]
+            finally:
+                stop.set()
+
+        in_threads(*[work] * 4, fork)
 
 
-@pytest.mark.parametrize("blocked", ["sendmsg", "recvmsg"])
-def test_a_signal_handler_that_transfers_inside_a_blocked_call(fdpass, blocked):
-    """A handler sends and receives descriptors, and fails at it, while the call it interrupted waits; both get theirs."""
-    handled = []
-    with descriptors(2) as (ours, theirs), pair() as (a, b), pair() as (c, d), alarm_free():
+def test_a_fork_in_a_handler_amid_a_send(fdpass, handler):
+    """A handler that comes into a blocked sendmsg forks; the child sends and receives, and the send goes on."""
+    with pair() as (a, b), descriptors(2) as sent:
+        fill(a)
+        ended = []
 
-        def handler():
-            handled.extend(exchange(fdpass, c, d, theirs, 1))
-            with pytest.raises(BlockingIOError):  # its errno is not to become that of the call it interrupted
-                fdpass.recv_fds(d, 1, 1, socket.MSG_DONTWAIT)
-            with pytest.raises(OSError, match="fds"):
-                fdpass.send_fds(c, [b"x"], [10**6])
-            if len(handled) == 30:
-                release()
+        def ring():
+            child = child_of(partial(trips, fdpass, sent, 20, b"child"))
+            ended.append(os.waitpid(child, 0)[1])
+            if len(ended) == 3:
+                drain(b)
 
-        def release():
-            if blocked == "sendmsg":
-                b.setblocking(False)
-                try:
-                    while b.recv(1 << 20):
-                        pass
-                except BlockingIOError:
-                    pass
-            else:
-                fdpass.send_fds(a, [b"x"], [ours])
-
-        if blocked == "sendmsg":
-            fill(a)
-        with on_alarm(handler, 0.02, 0.01):
-            if blocked == "sendmsg":
-                assert 1 == fdpass.send_fds(a, [b"!"], [ours])
-                b.setblocking(True)
-            data, fds, _, _ = fdpass.recv_fds(b, 1, 1)
-        assert (b"!" if blocked == "sendmsg" else b"x", [identity(ours)]) == (data, identities(fds))
+        with on_alarm(ring, 0.01, 0.01):
+            assert 4 == fdpass.send_fds(a, [b"data"], sent)
+        assert [0, 0, 0] == ended[:3]
+        data, fds, _, _ = fdpass.recv_fds(b, 10, 2)
+        assert (b"data", identities(sent)) == (data, identities(fds))
         close(fds)
-        assert {identity(theirs)} == set(handled)
-        assert len(handled) >= 30
-
-
-class alarm_free:  # noqa: N801 - reads as a word in the `with` above
-    """No SIGALRM is left behind, whatever the block does."""
-
-    def __enter__(self):
-        self.old = signal.getsignal(signal.SIGALRM)
-
-    def __exit__(self, *exc):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self.old)
-
-
-def test_a_forked_child_uses_its_own_copy(fdpass):
-    """Parent and child go on with sockets of their own after a fork between transfers."""
-    with descriptors(2) as (ours, theirs), pair() as (a, b), pair() as (c, d):
-        exchange(fdpass, a, b, ours, 3)  # the pools have memory that the child inherits
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                arrived = set(exchange(fdpass, c, d, theirs, 50))
-                status = 0 if arrived == {identity(theirs)} else 2
-            finally:
-                os._exit(status)
-        assert {identity(ours)} == set(exchange(fdpass, a, b, ours, 50))
-        assert 0 == os.waitpid(child, 0)[1]
-
-
-def test_a_fork_while_another_thread_is_inside_a_call(fdpass):
-    """The child is not disturbed by memory that was in use in a thread which it does not have."""
-    with descriptors(1) as (fd,), pair() as (a, b), pair() as (c, d):
-        waiting = threading.Thread(target=lambda: close(fdpass.recv_fds(b, 1, 1)[1]))
-        waiting.start()
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                status = 0 if set(exchange(fdpass, c, d, fd, 20)) == {identity(fd)} else 2
-            finally:
-                os._exit(status)
-        assert 0 == os.waitpid(child, 0)[1]
-        fdpass.send_fds(a, [b"x"], [fd])
-        waiting.join()
-
-
-def test_a_handler_that_raises_leaves_a_blocked_receive(fdpass):
-    """PEP 475: the call goes on after a handler that returns, and ends with the exception of one that raises."""
-    with pair() as (_, b), pytest.raises(Alarm), alarm(0.05):
-        fdpass.recv_fds(b, 1, 1)

@@ -178,6 +178,7 @@ def test_253_at_once_many_times(fdpass, hostile, receive, count):
 @pytest.mark.parametrize("attack", ["many", "several", "zero-length", "credentials", "credentials-after", "no-data"])
 def test_with_everything_on_that_the_kernel_adds(fdpass, hostile, receive, attack):
     """Credentials and a pidfd in each message besides: none of the pidfds stays open either."""
+
     def prepare(sock):
         fdpass.pass_credentials(sock)
         if takes("SO_PASSPIDFD"):

@@ -163,7 +163,7 @@ def test_round_trips_leave_everything_as_it_was(fdpass, code):
 
 
 def test_failures_leave_everything_as_it_was(fdpass):
-    """A thousand of every error: truncation, timeout, EAGAIN, bad descriptor, closed peer, too many, bad buffer, full."""
+    """A thousand of every error: truncation, timeout, EAGAIN, closed peer, full table, bad arguments of each kind."""
     run_child(fdpass, COMMON + ERRORS + END, 1000)
 
 

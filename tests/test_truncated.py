@@ -55,7 +55,7 @@ def is_whole(receive, a, b) -> bool:
 
 @pytest.mark.parametrize(("sent", "most"), [(1, 0), (2, 1), (3, 1), (4, 3), (253, 1), (253, 252)])
 def test_more_descriptors_than_asked_for(fdpass, receive, sent, most):
-    """"maxfds": the figures are how many came and how many were asked for; odd and even, where buffers round."""
+    """`maxfds`: the figures are how many came and how many were asked for; odd and even, where buffers round."""
     with pair() as (a, b), descriptors(sent) as fds:
         a.sendmsg([b"data"], rights(fds))
         error = lost(fdpass, receive, b, 10, most)
@@ -70,7 +70,7 @@ def test_more_descriptors_than_asked_for(fdpass, receive, sent, most):
 @needs_real_kernel
 @pytest.mark.parametrize("room", [0, 1, 4])
 def test_a_full_table(fdpass, receive, room):
-    """"table-full": the limit and the number of open descriptors, those that came among them, as they are."""
+    """`table-full`: the limit and the number of open descriptors, those that came among them, as they are."""
     with pair() as (a, b), descriptors(6) as fds:
         a.sendmsg([b"data"], rights(fds))
         with room_for(room):
@@ -125,7 +125,7 @@ def test_descriptors_fit_and_the_pidfd_does_not(fdpass, receive):
 
 @pytest.mark.parametrize("kind", DGRAMS)
 def test_a_datagram_that_is_too_long(fdpass, receive, kind):
-    """"data": its beginning is in `.data`; the descriptors that came with it are counted and closed."""
+    """`data`: its beginning is in `.data`; the descriptors that came with it are counted and closed."""
     with pair(kind) as (a, b), descriptors(2) as fds:
         a.sendmsg([b"long message"], rights(fds))
         error = lost(fdpass, receive, b, 4, 2)
@@ -136,7 +136,7 @@ def test_a_datagram_that_is_too_long(fdpass, receive, kind):
 
 @needs_real_kernel
 def test_a_control_buffer_that_is_too_small(fdpass, monkeypatch):
-    """"control-buffer": with room for two descriptors by the kernel's count, the third is lost, for that reason."""
+    """`control-buffer`: with room for two descriptors by the kernel's count, the third is lost, for that reason."""
     with pair() as (a, b), descriptors(5) as fds:
         a.sendmsg([b"data"], rights(fds))
         with monkeypatch.context() as patch:
@@ -161,7 +161,7 @@ def test_a_control_buffer_of_a_batch_that_is_too_small(fdpass, monkeypatch):
 
 
 def test_what_cannot_be_known_is_said_to_be_unknown(fdpass, monkeypatch):
-    """"unknown": the kernel reports a loss, there is room in the table and in the buffer, and no reason is made up."""
+    """`unknown`: the kernel reports a loss, there is room in the table and in the buffer, and no reason is made up."""
     real = fdpass._receive.lib_recvmsg
 
     def lossy(fd, msg, flags):
