@@ -1,7 +1,8 @@
 """Random sends and receives against a plain model of what must arrive: which bytes, which descriptors, which error.
 
 The model is a list of what is in the socket, each entry [data, inodes]. A stream read takes whole entries while they
-are plain, and stops after the first that carries descriptors, also when it took only part of its bytes: unix(7).
+are plain, and stops after the first that carries descriptors, also when it took only part of its bytes: unix(7). A peek
+brings the first descriptors that are queued, even if their bytes lie beyond its buffer.
 """
 
 from __future__ import annotations
@@ -148,6 +149,8 @@ class Traffic(RuleBasedStateMachine):
                 del queue[0]
             if inodes:
                 break
+        if peek and not inodes:  # Linux looks on, whatever bufsize is, until it finds descriptors
+            inodes = next((ahead for _, ahead in queue if ahead), [])
         return data, inodes, False
 
     def receive(self, call, bufsize, maxfds, flags, free=None):
