@@ -162,8 +162,18 @@ class Alarm(Exception):
 
 @contextmanager
 def on_alarm(handler, first: float, interval: float = 0.0):
-    """Call `handler()` by SIGALRM after `first` seconds and then every `interval`, within the block."""
-    old = signal.signal(signal.SIGALRM, lambda *_: handler())
+    """Call `handler()` by SIGALRM after `first` seconds and then every `interval`, never amid itself, in the block."""
+    running = []
+
+    def ring(*_):
+        if not running:
+            running.append(1)
+            try:
+                handler()
+            finally:
+                running.clear()
+
+    old = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, first, interval)
     try:
         yield

@@ -168,7 +168,7 @@ class Handler:
     """What a signal handler may do: round trips and failures of all kinds, on sockets of its own."""
 
     def __init__(self, fdpass, sent) -> None:
-        self.fdpass, self.sent, self.runs, self.busy = fdpass, sent, 0, False
+        self.fdpass, self.sent, self.runs = fdpass, sent, 0
         self.a, self.b = socket.socketpair()
         self.full, self.full_end = socket.socketpair()
         self.alive, dead = socket.socketpair()
@@ -183,12 +183,6 @@ class Handler:
             sock.close()
 
     def __call__(self) -> None:
-        if not self.busy:  # by a signal amid this very handler, whose sockets these are
-            self.busy = True
-            self.work()
-            self.busy = False
-
-    def work(self) -> None:
         self.runs += 1
         fdpass, run = self.fdpass, self.runs
         round_trip(fdpass, self.a, self.b, self.sent, b"handler %d" % run)
@@ -333,18 +327,20 @@ def test_a_storm_of_real_signals_whose_handler_sends_and_receives(fdpass, handle
 
 def child_of(work) -> int:
     """Fork; the child does `work` and is gone, 0 if nothing went wrong; the child's pid."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork in a process with threads
-        child = os.fork()
-    if child:
-        return child
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(60)
+    parent = os.getpid()
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork in a process with threads
+            child = os.fork()
+        if child:
+            return child
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
         work()
         os._exit(0)
     finally:
-        os._exit(1)
+        if os.getpid() != parent:
+            os._exit(1)
 
 
 def trips(fdpass, sent, count: int, text: bytes) -> None:
