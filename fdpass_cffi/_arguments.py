@@ -31,9 +31,9 @@ def c_int(name: str, value: SupportsIndex) -> int:
 def length(name: str, value: SupportsIndex, what: str) -> int:
     """`value` as a number of bytes or things; ValueError (beginning with `what`) if negative."""
     number = integer(name, value)
-    if number < 0:
+    if -sys.maxsize - 1 <= number < 0:
         raise ValueError(f"{what}: {name} is {number}")
-    if number > sys.maxsize:
+    if not number <= sys.maxsize - 64 or number < 0:  # no object of the C library or Python can be as large
         raise OverflowError(f"{name} does not fit a C ssize_t: {number}")
     return number
 

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 from array import array
-from errno import EBADF, EINVAL
+from errno import EBADF, EINVAL, EMSGSIZE
 
 from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
 from ._scratch import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 MSG_NOSIGNAL = CONSTANTS["MSG_NOSIGNAL"]
 SOCK_STREAM = int(socket.SOCK_STREAM)
+IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
 _PACKED = (struct.pack("i", 0), struct.pack("i", 1))
 LOW_BYTE = 0 if sys.byteorder == "little" else 3
@@ -119,6 +120,8 @@ def spread(block: Block, parts: Sequence[Any]) -> object:
         block.iov.iov_base = parts[0]
         block.sizes[IOV_LEN] = len(parts[0])
         return parts
+    if count > IOV_MAX:
+        raise OSError(EMSGSIZE, f"{os.strerror(EMSGSIZE)}: {count} buffers, one message takes {IOV_MAX}")
     iov = ffi.new("struct iovec[]", count or 1)
     for i, part in enumerate(parts):
         iov[i].iov_base = part
@@ -167,10 +170,10 @@ def descriptor(given: FileDescriptorLike, name: str) -> int:
         fd = method()
     if isinstance(given, bool) or type(fd) is not int:
         raise TypeError(f"{name} is not a file descriptor: {given!r}")
+    if not -INT_MAX - 1 <= fd <= INT_MAX:
+        raise OverflowError(f"{name} does not fit a file descriptor: {fd}")
     if fd < 0:
         raise OSError(EBADF, f"{os.strerror(EBADF)}: {name} is {'closed' if fd == -1 and given != -1 else fd}")
-    if fd > INT_MAX:
-        raise OverflowError(f"{name} is too large for a file descriptor: {fd}")
     return fd
 
 
@@ -227,7 +230,10 @@ def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object
     """The destination, as the socket's family spells it."""
     from ._address import to_sockaddr
 
-    raw = to_sockaddr(sock, fd, address)
+    try:
+        raw = to_sockaddr(sock, fd, address)
+    except TypeError as error:
+        raise TypeError(f"address: {error}") from None
     if len(raw) >= NAME_ROOM:
         raise ValueError("address is too long")
     block.name[0 : len(raw)] = raw

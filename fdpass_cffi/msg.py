@@ -317,7 +317,7 @@ def recvmsg(
             block = incoming_pool.pop()
         except IndexError:
             block = incoming()
-        room = control_room(block, ancbufsize) if ancbufsize != 0 else 0
+        room = 0 if type(ancbufsize) is int and not ancbufsize else control_room(block, ancbufsize)
         data = bring(sock, fd, block, bufsize, room, flags)
         msg_flags = block.ints[FLAGS] & SHOWN
         ancdata = ancillary(block, 2) if room else []
