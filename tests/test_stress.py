@@ -18,7 +18,7 @@ from support import PYPY, close, drain, fds_in, fill, needs_real_kernel, open_nu
 
 SLOW = pytest.mark.slow
 MIB = 1 << 20
-GROWTH = (48 if PYPY else 3) * MIB  # what an interpreter may take for itself: PyPy's compiled loops, and its heap
+GROWTH = (24 if PYPY else 1) * MIB  # CPython takes nothing; PyPy some for compiled loops and its heap
 
 
 def resident() -> int:
