@@ -272,7 +272,8 @@ def test_exec_signals(broker):
     """The command has SIGPIPE as a shell's commands have it."""
     broker.start()
     ignored = "grep SigIgn /proc/self/status"
-    assert b"SigIgn:\t0000000000000000\n" == broker.exec("a", "--", "sh", "-c", ignored).stdout
+    mask = int(broker.exec("a", "--", "sh", "-c", ignored).stdout.split()[1], 16)
+    assert 0 == mask & 1 << signal.SIGPIPE - 1  # others may be ignored from before, as by nohup(1)
     broker.well()
 
 
