@@ -44,12 +44,21 @@ class Bare(BaseException):
 def unsound(frame) -> bool:
     """Whether an exception raised just here, where no signal can, makes CPython restore a wrong exception state.
 
-    From 3.11 on that is at the entry of an except block; before, at a `return` out of one, and there it can crash.
+    From 3.11 on that is at the entry of an except block; before, at a `return` out of one, and there it can crash. And
+    3.14 covers by no handler the NOT_TAKEN which follows some jumps inside of a `try`; it does nothing.
     """
     code, at = frame.f_code.co_code, frame.f_lasti
+    if code[at] == dis.opmap.get("NOT_TAKEN"):
+        return hole(frame.f_code, at)
     if sys.version_info >= (3, 11):
         return code[at] == dis.opmap["PUSH_EXC_INFO"]
     return (code[at - 2], code[at]) == (dis.opmap["ROT_FOUR"], dis.opmap["POP_EXCEPT"])
+
+
+def hole(code, at: int) -> bool:
+    """Whether no handler covers the instruction at this offset, and one covers what comes just before it."""
+    covered = [(entry.start, entry.end) for entry in dis._parse_exception_table(code)]
+    return any(end == at for _, end in covered) and not any(start <= at < end for start, end in covered)
 
 
 class Tracer:
