@@ -70,6 +70,8 @@ def test_in_socket_it_is_wrong(check, pypy, swept):  # noqa: F811
         return
     finally:
         close_new(before)
+    if check.__name__ == "a_lost_race_is_no_blocking_io_error":
+        pytest.skip("no reader was late this time: the race shows the flaw only when it is lost")
     known = sys.pypy_version_info[:3] == (7, 3, 11) if PYPY else sys.version_info < (3, 14)
     assert not known, "socket passes: the check shows nothing"
     pytest.skip("this interpreter's socket does it right")
