@@ -7,7 +7,9 @@ nobody but this object if and only if it never reached the caller: then its desc
 Only CPython counts references, so only there it works. From 3.11 on an interpreter looks for signals
 after calls and at loop ends alone, never at a `return`, and only a trace function can raise there.
 
-Make one where `ALWAYS or gettrace() is not None`.
+Make one where `ALWAYS or gettrace() is not None`, known to two local variables of the function: one first assigned
+before the variable for what is returned, and one after it. A frame lets go of its variables in that order, from
+CPython 3.14 on in the reverse one, and this object must outlive the function's own knowledge of the list.
 """
 
 from __future__ import annotations

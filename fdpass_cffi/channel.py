@@ -201,8 +201,8 @@ class Channel(Ends):
         closed without receiving all that was sent to it.
         """
         incoming = self._incoming
-        message = frame = deadline = None  # here, since what is made first is gone first when recv is left
-        unreturned = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None
+        _first = message = frame = deadline = None  # the order counts: see Unreturned
+        unreturned = _first = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None
         try:
             if self._receiving.locked():
                 raise RuntimeError("another thread is receiving on this channel, or the caller of this signal handler")

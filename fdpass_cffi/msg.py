@@ -249,9 +249,9 @@ def recv_fds(
         flags = c_int("flags", flags)
     if type(maxfds) is not int or maxfds < 0:
         maxfds = most_fds(maxfds)
-    block = None
+    _first = block = None
     fds: list[int] | None = None
-    unreturned = Unreturned(list) if ALWAYS or gettrace() is not None else None
+    unreturned = _first = Unreturned(list) if ALWAYS or gettrace() is not None else None
     try:
         try:
             block = incoming_pool.pop()
@@ -310,8 +310,8 @@ def recvmsg(
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
-    block = ancdata = None
-    unreturned = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
+    _first = block = ancdata = None
+    unreturned = _first = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
     try:
         try:
             block = incoming_pool.pop()
@@ -349,8 +349,8 @@ def recvmsg_into(
         buffer = buffers[0]
         if type(buffer) is bytearray:  # no descriptor can come
             return _into_one(sock, fd, buffer, flags)
-    block = ancdata = None
-    unreturned = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
+    _first = block = ancdata = None
+    unreturned = _first = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
     try:
         try:
             block = into_pool.pop()
