@@ -50,6 +50,7 @@ class Broker:
         try:
             peer = peer_credentials(channel)
             who = f"process {peer.pid} of uid {peer.uid}"
+            why = ""
             with anyio.move_on_after(self.limits.seconds) as scope:
                 if peer.uid in self.uids:
                     why = await self.answers(channel, who)
