@@ -58,7 +58,7 @@ def client(path: str, stop: threading.Event, least: int) -> Counter[str]:
     return count
 
 
-def main(least: int = 1000) -> None:
+def main(least: str = "1000") -> None:
     """Replace the server several times under load, `least` connections or more."""
     stop, clients, servers = threading.Event(), [], []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
@@ -67,7 +67,7 @@ def main(least: int = 1000) -> None:
             with servers[-1].stdout as output:
                 output.read()  # to its end: it serves now
             while len(clients) < CLIENTS:
-                clients.append(threads.submit(client, f"{folder}/service", stop, least // CLIENTS))
+                clients.append(threads.submit(client, f"{folder}/service", stop, int(least) // CLIENTS))
         stop.set()
         total = sum((each.result() for each in clients), client(f"{folder}/service", stop, 1))
         with Channel.connect(f"{folder}/handover") as last, last.recv():
@@ -76,4 +76,4 @@ def main(least: int = 1000) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:])) if len(sys.argv) < 3 else serve(*sys.argv[1:])
+    (main if len(sys.argv) < 3 else serve)(*sys.argv[1:])
