@@ -434,11 +434,11 @@ def in_table() -> list[int]:
 
 @contextmanager
 def limited(room: int):
-    """A descriptor table with room for so many more."""
+    """A descriptor table with room for so many more; what fills it, to close some: 8 at least, however few were free."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     top = max(open_numbers()) + 1
     taken = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (top + room, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top + room + 8, hard))
     try:
         while True:
             try:
