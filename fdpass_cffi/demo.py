@@ -68,8 +68,9 @@ def run(names: Sequence[str], patience: float = PATIENCE) -> int:
             server = start(path, patience)
             grace = 0.0
             try:
-                signal.pthread_sigmask(signal.SIG_SETMASK, interrupts)
-                status = client(path, server, names or samples(folder), patience)
+                with socket.socket(socket.AF_UNIX) as connection:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, interrupts)
+                    status = client(connection, path, server, names or samples(folder), patience)
                 grace = GRACE
             finally:
                 try:
@@ -157,7 +158,7 @@ def open_one(name: str, opened: list[int]) -> dict[str, Any]:
 # The client
 
 
-def client(path: str, server: int, names: Sequence[str], patience: float) -> int:
+def client(connection: socket.socket, path: str, server: int, names: Sequence[str], patience: float) -> int:
     """Ask the server for `names` and print what came; 1 if anything is missing."""
     interpreter = "{} {}.{}.{}".format(sys.implementation.name, *sys.version_info)
     say(f"client: process {os.getpid()}, {interpreter}, fdpass_cffi {__version__}, backend {BACKEND}")
@@ -167,7 +168,9 @@ def client(path: str, server: int, names: Sequence[str], patience: float) -> int
     outcome = Outcome()
     failure = None
     try:
-        exchange(path, names, patience, outcome)
+        connection.settimeout(patience)
+        connection.connect(path)
+        exchange(connection, names, outcome)
     except socket.timeout:
         failure = f"the server did not answer within {patience:g} s"
     except ConnectionError:
@@ -182,23 +185,20 @@ def client(path: str, server: int, names: Sequence[str], patience: float) -> int
     return 1 if failure or outcome.missing else 0
 
 
-def exchange(path: str, names: Sequence[str], patience: float, outcome: Outcome) -> None:
+def exchange(connection: socket.socket, names: Sequence[str], outcome: Outcome) -> None:
     """The client's side of the protocol; fills `outcome` in as it goes."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(patience)
-        connection.connect(path)
-        for batch in batches(names):
-            fds: list[OwnedFd] = []
-            try:
-                send_line(connection, batch, ())
-                reply = receive_line(connection, len(batch), fds)
-                if reply is None:
-                    raise ConnectionAbortedError
-                outcome.said.append(reply["message"])
-                take(batch, reply["files"], fds, outcome)
-            finally:
-                for owned in fds:
-                    owned.close()
+    for batch in batches(names):
+        fds: list[OwnedFd] = []
+        try:
+            send_line(connection, batch, ())
+            reply = receive_line(connection, len(batch), fds)
+            if reply is None:
+                raise ConnectionAbortedError
+            outcome.said.append(reply["message"])
+            take(batch, reply["files"], fds, outcome)
+        finally:
+            for owned in fds:
+                owned.close()
 
 
 def batches(names: Sequence[str]) -> Iterator[list[str]]:

@@ -88,13 +88,12 @@ def open_fds() -> dict[int, str]:
 @pytest.fixture(autouse=True)
 def no_descriptor_left_open():
     """Fail a test after which a descriptor is open that was not open before it."""
-    gc.collect()
     before = open_fds()
     yield
-    after = open_fds()
-    if set(after) - set(before):
-        for _ in range(3):  # PyPy finalizes late
-            gc.collect()
-        after = open_fds()
-    left = {fd: what for fd, what in after.items() if fd not in before}
+    for _ in range(3):  # what is garbage closes itself; PyPy finalizes late
+        left = {fd: what for fd, what in open_fds().items() if fd not in before}
+        if not left:
+            return
+        gc.collect()
+    left = {fd: what for fd, what in open_fds().items() if fd not in before}
     assert {} == left

@@ -104,7 +104,9 @@ def test_demo_socket_is_private(command):
     """The socket lies in a new folder that only its owner may enter."""
     patch = """if True:
         client = demo.client
-        demo.client = lambda path, *rest: print(oct(os.stat(os.path.dirname(path)).st_mode)) or client(path, *rest)
+        demo.client = lambda sock, path, *rest: (
+            print(oct(os.stat(os.path.dirname(path)).st_mode)) or client(sock, path, *rest)
+        )
     """
     child = command.start(patch, "demo")
     output, _ = child.communicate(timeout=SECONDS)
