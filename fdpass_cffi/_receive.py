@@ -23,6 +23,7 @@ from ._scratch import (
     DATA,
     INCOMING_DATA,
     IOV_LEN,
+    MSG_CMSG_CLOEXEC,
     NAMELEN,
     NOT_ARRIVED,
     SCM_RIGHTS,
@@ -36,7 +37,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-MSG_CMSG_CLOEXEC = CONSTANTS.get("MSG_CMSG_CLOEXEC", 0)
 SCM_PIDFD = CONSTANTS.get("SCM_PIDFD")
 lib_recvmsg = lib.recvmsg
 if KERNEL.truncation_leaks or KERNEL.sets_no_cloexec:

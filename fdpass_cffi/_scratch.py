@@ -6,6 +6,8 @@ handlers need no lock, and a forked child has a copy of its own.
 
 Fields are read and written through `ints`, `sizes` and `lens`, views of the whole block by element
 size, because that costs a third of a cdata attribute on CPython; on PyPy cdata arrays are the quick ones.
+The control buffer comes right after the msghdr, so that `head` has both headers: after a receive of one
+descriptor and nothing else, by far the most frequent, `head[:]` is `usual`, and no field need be looked at.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 
 PYPY = sys.implementation.name == "pypy"
 
-IOVEC, NAME, CONTROL = 64, 128, 384  # where each part begins, in bytes
-NAME_ROOM = CONTROL - NAME
 CONTROL_ROOM = 4096  # 253 descriptors, credentials, a pidfd, a security label and timestamps fit in half of it
-DATA = CONTROL + CONTROL_ROOM
+NAME_ROOM = 256
+CONTROL = 64  # where each part begins, in bytes
+IOVEC = CONTROL + CONTROL_ROOM
+NAME = IOVEC + 64
+DATA = NAME + NAME_ROOM
 OUTGOING_DATA, INCOMING_DATA = 4096, 65536
 # A kernel writes msg_namelen on every success and never this length (struct sockaddr_storage has 128 bytes): as
 # long as the field holds it, no recvmsg has succeeded on this block and no descriptor has come.
@@ -50,12 +54,15 @@ CMSG_DATA = (CONTROL + LAYOUT.data) // 4
 # One SCM_RIGHTS item with one descriptor
 ONE_LEN, ONE_SPACE = LAYOUT.cmsg_len(4), LAYOUT.cmsg_space(4)
 SOL_SOCKET, SCM_RIGHTS = CONSTANTS["SOL_SOCKET"], CONSTANTS["SCM_RIGHTS"]
+MSG_CMSG_CLOEXEC = CONSTANTS.get("MSG_CMSG_CLOEXEC", 0)
 
 
 class Block:
     """The memory of one call. `msg` points to its struct msghdr; the views cover all of it."""
 
-    __slots__ = ("control", "data", "extra", "ints", "iov", "lens", "memory", "msg", "name", "sizes", "start")
+    __slots__ = (
+        "control", "data", "extra", "head", "ints", "iov", "lens", "memory", "msg", "name", "sizes", "start", "usual"
+    )  # fmt: skip
 
     def __init__(self, room: int) -> None:
         memory: Any = ffi.new("unsigned long long[]", (DATA + room) // 8)
@@ -67,6 +74,8 @@ class Block:
         self.iov: Any = ffi.cast("struct iovec *", start + IOVEC)
         self.name: Any = ffi.buffer(start + NAME, NAME_ROOM)
         self.control: Any = ffi.buffer(start + CONTROL, CONTROL_ROOM)
+        self.head: Any = ffi.buffer(memory, CONTROL + LAYOUT.data)
+        self.usual = b""
         self.data: Any = ffi.buffer(start + DATA, room)
         if PYPY:
             self.ints: Any = ffi.cast("int *", memory)
@@ -100,6 +109,8 @@ def incoming() -> Block:
     """A block for a receive, when the pool is empty: with room for the sender's name."""
     block = Block(INCOMING_DATA)
     block.msg.msg_name = block.start + NAME
+    block.ints[FLAGS] = MSG_CMSG_CLOEXEC  # the kernel echoes it
+    block.usual = block.head[:]
     block.ints[NAMELEN] = NOT_ARRIVED
     return block
 

@@ -13,10 +13,20 @@ from errno import EMFILE, ENFILE
 from ._arguments import c_int, most_fds
 from ._backend import CONSTANTS
 from ._receive import MSG_CMSG_CLOEXEC, abandon, ancillary, bring, carried, only_item, sender
-from ._scratch import CONTROL_ROOM, CONTROLLEN, FLAGS, NAMELEN, NOT_ARRIVED, SOL_SOCKET, incoming, incoming_pool
+from ._scratch import (
+    CMSG_DATA,
+    CONTROL_ROOM,
+    CONTROLLEN,
+    FLAGS,
+    NAMELEN,
+    NOT_ARRIVED,
+    SOL_SOCKET,
+    incoming,
+    incoming_pool,
+)
 from ._sock import Socket, fileno
 from ._truncated import truncated
-from .fd import OwnedFd, adopt, close_owned
+from .fd import OwnedFd, adopt, adopt_shared, close_owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +55,7 @@ SCM_RIGHTS, SCM_PIDFD = CONSTANTS["SCM_RIGHTS"], CONSTANTS.get("SCM_PIDFD")
 MSG_TRUNC, MSG_CTRUNC, MSG_PEEK = (CONSTANTS[name] for name in ("MSG_TRUNC", "MSG_CTRUNC", "MSG_PEEK"))
 LOST = MSG_TRUNC | MSG_CTRUNC
 SHOWN = ~MSG_CMSG_CLOEXEC
+RARE = ("ancdata", "credentials", "security")
 
 
 class Message:
@@ -73,27 +84,30 @@ class Message:
     """
 
     __slots__ = ("address", "ancdata", "credentials", "data", "fds", "flags", "pidfd", "security")
+    credentials: Credentials | None
+    security: bytes | None
+    ancdata: list[tuple[int, int, bytes]]
 
     def __init__(self, data: bytes, fds: list[OwnedFd], flags: int = 0, address: Any = None) -> None:
         self.data = data
         self.fds = fds
         self.flags = flags
         self.address = address
-        self.credentials: Credentials | None = None
         self.pidfd: OwnedFd | None = None
-        self.security: bytes | None = None
-        self.ancdata: list[tuple[int, int, bytes]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """A field that hardly any message has, when it is first looked at."""
+        if name not in RARE:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        setattr(self, name, [] if name == "ancdata" else None)
+        return getattr(self, name)
 
     def close(self) -> None:
         """Close every descriptor that is still owned here."""
         try:
-            for owned in self.fds:
-                try:
-                    owned.close()
-                except OSError:  # the descriptor is gone all the same
-                    continue
+            close_owned(self.fds)
             if self.pidfd is not None:
-                self.pidfd.close()
+                close_owned([self.pidfd])
         except BaseException:  # a signal handler's: close the rest first
             close_owned(self.fds if self.pidfd is None else [*self.fds, self.pidfd])
             raise
@@ -147,6 +161,12 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
             block = incoming()
         data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
         ints = block.ints
+        if block.head[:] == block.usual and maxfds:
+            fds = [ints[CMSG_DATA]]
+            ints[NAMELEN] = NOT_ARRIVED
+            incoming_pool.append(block)
+            owned = adopt_shared(fds)
+            return Message(data, owned)
         msg_flags = ints[FLAGS] & SHOWN
         pidfds = other = None
         used = block.lens[CONTROLLEN]
@@ -170,7 +190,7 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
             error = truncated(msg_flags, data, count, maxfds, CONTROL_ROOM - used)
             close_owned(owned)
             raise error
-        owned = adopt(fds) if fds else []
+        owned = adopt_shared(fds) if fds else []
         message = Message(data, owned, msg_flags, address)
         if other is not None:
             put_other(message, other, len(pidfds or ()))

@@ -32,8 +32,6 @@ from ._receive import (
 )
 from ._scratch import (
     CMSG_DATA,
-    CMSG_LEVEL,
-    CMSG_TYPE,
     CONTROL_ROOM,
     CONTROLLEN,
     FLAGS,
@@ -267,28 +265,19 @@ def recv_fds(
         else:
             memory = data_room(block, bufsize)
             data = received_data(block, memory, receive(sock, fd, block, CONTROL_ROOM, flags))
-        ints, lens = block.ints, block.lens
-        msg_flags = ints[FLAGS] & SHOWN
-        used = lens[CONTROLLEN]
-        if not used:
-            fds = []
-        elif (
-            used == ONE_SPACE
-            and lens[CMSG_LEN_AT] == ONE_LEN
-            and ints[CMSG_TYPE] == SCM_RIGHTS
-            and ints[CMSG_LEVEL] == SOL_SOCKET
-            and maxfds
-        ):
-            fds = [ints[CMSG_DATA]]
+        ints = block.ints
+        if block.head[:] == block.usual and maxfds:
+            fds, msg_flags, address = [ints[CMSG_DATA]], 0, None
         else:
-            fds = only_item(block)
+            msg_flags = ints[FLAGS] & SHOWN
+            fds = only_item(block) if block.lens[CONTROLLEN] else []
             if fds is None or len(fds) > maxfds:
                 fds, keep, surplus = only_rights(block, maxfds, 2)
                 close_tail(fds, keep)
                 if surplus:
                     msg_flags |= MSG_CTRUNC
-        namelen = ints[NAMELEN]
-        address = sender(sock, fd, block.name[0:namelen]) if namelen else None
+            namelen = ints[NAMELEN]
+            address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
         incoming_pool.append(block)
         if unreturned is not None:
