@@ -22,6 +22,7 @@ from errno import EINTR, EMFILE, ENFILE
 from ._backend import LINUX
 from ._receive import MSG_CMSG_CLOEXEC, abandon, arrived, data_room, lib_recvmsg, only_item, received_data
 from ._scratch import (
+    CMSG_DATA,
     CONTROL_ROOM,
     CONTROLLEN,
     FLAGS,
@@ -34,7 +35,7 @@ from ._scratch import (
 )
 from ._sock import os_error, take_errno
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
-from .fd import OwnedFd, adopt, close_owned
+from .fd import OwnedFd, adopt, adopt_shared, close_owned
 from .frames import HEADER_SIZE, Decoder, one_frame
 from .message import LOST, MSG_PEEK, MSG_TRUNC, recv_message
 
@@ -56,10 +57,11 @@ TABLES = {"table-full": EMFILE, "system-table-full": ENFILE}
 class Incoming:
     """What has been received and not been handed out."""
 
-    __slots__ = ("back", "between", "decoder", "fault", "fd", "max_data", "max_fds", "packets", "staged")
+    __slots__ = ("back", "between", "decoder", "fault", "fd", "max_data", "max_fds", "packets", "reading", "staged")
 
     def __init__(self, fd: int, packets: bool, max_data: int, max_fds: int) -> None:
         self.fd = fd
+        self.reading = (fd,)  # the first arguments of one read(2)
         self.packets = packets  # SOCK_SEQPACKET
         self.decoder: Decoder[OwnedFd] = Decoder(max_data, max_fds)
         self.max_data = max_data
@@ -68,6 +70,39 @@ class Incoming:
         self.fault: OSError | ValueError | None = None
         self.back: list[Frame] = []  # decoded, and its recv was left by an exception
         self.staged: Peeked | Taken | None = None  # a receive on its way into the decoder
+
+    def next(self, flags: int) -> Frame | None:
+        """The next frame, which stays here too until it is `taken`, or None: call again.
+
+        BlockingIOError if nothing is there (and `flags` has MSG_DONTWAIT), and whatever else `fill` raises.
+        """
+        if self.staged is not None:
+            self.recover()
+        if self.back:
+            return self.back[0]
+        if self.between:
+            frame = self.whole(flags)
+            if frame is not None:
+                return frame
+        frame = self.decoder.front()
+        if frame is None:
+            self.fill(flags)
+        return frame
+
+    def taken(self, frame: Frame) -> None:
+        """The frame that `next` gave is the caller's now."""
+        if self.staged is not None:
+            self.staged = None
+        elif self.back and self.back[0] is frame:
+            del self.back[0]
+        else:
+            self.decoder.take(frame)
+
+    def put_back(self, frame: Frame) -> None:
+        """The frame that `next` gave is to be given once more; it may have been taken, or not."""
+        if self.staged is None and not any(other is frame for other in self.back):
+            self.back.insert(0, frame)
+            self.decoder.take(frame)
 
     def fill(self, flags: int) -> None:
         """Feed one receive to the decoder, whose next_frame must have given None.
@@ -90,7 +125,7 @@ class Incoming:
         """A frame that is all there is in the socket, by far the most frequent: the decoder is spared.
 
         None if it is anything else, which `fill` has then to look at. BlockingIOError as `fill`. The frame is
-        also in `staged`, which the caller empties when it has it.
+        also in `staged`.
         """
         block = numbers = None
         fds: list[OwnedFd] = []
@@ -108,20 +143,22 @@ class Incoming:
                 self.nothing(got)
                 abandon(block, None)
                 return None
-            numbers = only_item(block) if lens[CONTROLLEN] else []
-            if numbers is None or len(numbers) > self.max_fds:
-                abandon(block, None)
-                return None
-            ints[NAMELEN] = NOT_ARRIVED
+            if lens[CONTROLLEN]:
+                numbers = [ints[CMSG_DATA]] if block.head[:] == block.usual else only_item(block)
+                if numbers is None or len(numbers) > self.max_fds:
+                    abandon(block, None)
+                    return None
+                ints[NAMELEN] = NOT_ARRIVED
+                fds = adopt_shared(numbers)
+            else:
+                ints[NAMELEN] = NOT_ARRIVED
             incoming_pool.append(block)
-            if numbers:
-                fds = adopt(numbers)
             self.staged = got, fds, eaten
         except BaseException:
             abandon(block, numbers)
             close_owned(fds)
             raise
-        eaten.extend(map(_read, (self.fd,), (got,)))
+        eaten.extend(map(_read, self.reading, (got,)))
         frame = one_frame(eaten[0], fds, self.max_data)
         if frame is None:
             self.feed()

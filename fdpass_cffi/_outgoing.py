@@ -58,11 +58,16 @@ class Outgoing:
         self.last: tuple[list[int], int] | None = None  # what sendmsg returned for the last frame, and its size
 
     def start(
-        self, data: BytesLike, fds: Iterable[FileDescriptorLike], flags: int, timeout: float | None = None
+        self,
+        data: BytesLike,
+        fds: Iterable[FileDescriptorLike],
+        flags: int,
+        results: list[int],
+        timeout: float | None = None,
     ) -> Sending | None:
         """Send a frame as far as goes at once: None if that is all, else what is left to `advance`.
 
-        `timeout` is the socket's, by which its own send() would wait.
+        `results`, empty, takes what each sendmsg returns; `timeout` is the socket's, by which its own send() would wait.
 
         LocalProtocolError past a limit; OSError (EPIPE) if an earlier frame was cut off.
         """
@@ -70,38 +75,41 @@ class Outgoing:
             if torn(*self.last):
                 raise OSError(EPIPE, "the channel is closed for sending: an earlier frame was cut off in its middle")
             self.last = None
-        _audit("socket.sendmsg", self.sock, None)
         if type(fds) is not list and type(fds) is not tuple:
             fds = list(fds)
-        if type(data) is bytes and len(data) <= self.most:
-            if not fds:
-                return self.small(header(len(data), 0) + data, -1, flags, timeout)
-            fd = fds[0]
-            if len(fds) == 1 and type(fd) is int and 0 <= fd <= INT_MAX and data and self.max_fds:
-                return self.small(header(len(data), 1) + data, fd, flags, timeout)
+        if type(data) is bytes and len(data) <= self.most:  # small, and with at most one descriptor: the most frequent
+            fd = -1
+            if not fds and not timeout:
+                frame = header(len(data), 0) + data
+                self.last = results, len(frame)
+                try:
+                    results.extend(map(self.send, (frame,), (flags | MSG_NOSIGNAL,)))  # takes half the time
+                except OSError:
+                    pass  # it will be met again
+                if results and results[0] == len(frame):
+                    self.last = None
+                    return None
+                return self.rest(frame, fd, results)
+            if not fds or (len(fds) == 1 and type(fd := fds[0]) is int and 0 <= fd <= INT_MAX and data and self.max_fds):
+                frame = header(len(data), len(fds)) + data
+                self.last = results, len(frame)
+                self.one_descriptor(frame, fd, flags, results)
+                if results[0] == len(frame):
+                    self.last = None
+                    return None
+                return self.rest(frame, fd, results)
         raw = pack_fds(fds) if fds else b""
-        return Sending(self, self.encode(data, raw), [], data, raw)
+        return Sending(self, self.encode(data, raw), results, data, raw)
 
-    def small(self, frame: bytes, fd: int, flags: int, timeout: float | None) -> Sending | None:
-        """A small frame with one descriptor or (-1) none, by far the most frequent; what `start` returns."""
-        results: list[int] = []
-        self.last = results, len(frame)
-        if fd < 0 and not timeout:
-            try:
-                results.extend(map(self.send, (frame,), (flags | MSG_NOSIGNAL,)))  # takes half the time
-            except OSError:
-                pass  # it will be met again
-        else:
-            self.one_descriptor(frame, fd, flags, results)
+    def rest(self, frame: bytes, fd: int, results: list[int]) -> Sending:
+        """What is left of a small frame after its first send."""
         sent = results[0] if results else -1
-        if sent == len(frame):
-            self.last = None
-            return None
         left = frame if sent < 0 else memoryview(frame)[sent:]
         return Sending(self, [([left], [fd] if sent < 0 <= fd else [])], results)
 
     def one_descriptor(self, frame: bytes, fd: int, flags: int, results: list[int]) -> None:
-        """One sendmsg(2) of a small frame."""
+        """One sendmsg(2) of a small frame with one descriptor or (-1) none."""
+        _audit("socket.sendmsg", self.sock, None)
         try:
             block = outgoing_pool.pop()
         except IndexError:
@@ -189,6 +197,7 @@ class Sending:
             block = outgoing_pool.pop()
         except IndexError:
             block = outgoing()
+        _audit("socket.sendmsg", self.out.sock, None)
         keep = gather(block, [b"".join(buffers)] if sum(map(len, buffers)) <= OUTGOING_DATA else buffers)
         keep = keep, put_rights(block, raw)
         self.results.extend(map(lib_sendmsg, (self.out.fd,), (block.msg,), (flags | MSG_NOSIGNAL,)))

@@ -22,7 +22,7 @@ from anyio.lowlevel import checkpoint
 from . import message as _message
 from . import msg as _msg
 from ._sock import MSG_DONTWAIT, fileno
-from .channel import PAUSE, Ends
+from .channel import MINE, PAUSE, Ends
 from .frames import MAX_DATA, MAX_FDS
 from .message import Message
 
@@ -76,13 +76,15 @@ class AsyncChannel(Ends):
 
     async def send(self, data: BytesLike, fds: Iterable[FileDescriptorLike] = ()) -> None:
         """Send one message, as Channel.send, waiting where the peer does not take it."""
-        if self._sending.locked():
-            raise anyio.BusyResourceError("sending on")
-        with self._sending:
+        turn = self._sending
+        results: list[int] = []
+        try:
+            if turn.setdefault(MINE, results) is not results:
+                raise anyio.BusyResourceError("sending on")
             self._unwaited += 1
             if self._sock is None or self._unwaited > TURN:
                 await self._turn()
-            frame = self._outgoing.start(data, fds, MSG_DONTWAIT)
+            frame = self._outgoing.start(data, fds, MSG_DONTWAIT, results)
             if frame is None:
                 return
             try:
@@ -94,40 +96,34 @@ class AsyncChannel(Ends):
                     self._live()
             except OSError as error:
                 raise frame.explained(error) from None
+        finally:
+            if turn.get(MINE) is results:
+                del turn[MINE]
 
     async def recv(self) -> Message:
         """The next message, as Channel.recv; cancelling it loses nothing."""
-        if self._receiving.locked():
-            raise anyio.BusyResourceError("receiving from")
-        incoming, frame = self._incoming, None
+        incoming, turn, frame = self._incoming, self._receiving, None
+        me: list[int] = []
         try:
-            with self._receiving:
-                self._unwaited += 1
-                if self._sock is None or self._unwaited > TURN:
-                    await self._turn()
-                if incoming.staged is not None:
-                    incoming.recover()
-                if incoming.back:
-                    frame = incoming.back[0]
-                    del incoming.back[0]
-                while frame is None:
-                    try:
-                        if incoming.between:
-                            frame = incoming.whole(MSG_DONTWAIT)
-                            incoming.staged = None
-                        if frame is None:
-                            frame = incoming.decoder.front()
-                            if frame is None:
-                                incoming.fill(MSG_DONTWAIT)
-                            else:
-                                incoming.decoder.take(frame)
-                    except BlockingIOError:
-                        await self._ready(anyio.wait_readable)
-                        self._live()
-                return Message(frame[0], frame[1])
+            if turn.setdefault(MINE, me) is not me:
+                raise anyio.BusyResourceError("receiving from")
+            self._unwaited += 1
+            if self._sock is None or self._unwaited > TURN:
+                await self._turn()
+            while frame is None:
+                try:
+                    frame = incoming.next(MSG_DONTWAIT)
+                except BlockingIOError:
+                    await self._ready(anyio.wait_readable)
+                    self._live()
+            incoming.taken(frame)
+            return Message(frame[0], frame[1])
         except BaseException as error:
             self._stopped(error, frame)
             raise
+        finally:
+            if turn.get(MINE) is me:
+                del turn[MINE]
 
     async def _turn(self) -> None:
         """Let other tasks run now and then, also if there is always something to do; before anything is done."""

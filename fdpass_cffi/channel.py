@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-from _thread import allocate_lock
 from errno import EBADF, ETIMEDOUT, ETOOMANYREFS
 from time import monotonic, sleep
 
@@ -49,8 +48,12 @@ if TYPE_CHECKING:
     from .frames import BytesLike
 
     Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+    Turn = dict[int, list[int]]
 
 SOCK_SEQPACKET = int(socket.SOCK_SEQPACKET)
+# Whose turn it is to send, or to receive: who finds the list that it has put under this key. dict.setdefault is atomic,
+# and, other than a lock's acquire, tells after an exception at any point whether it has happened.
+MINE = 0
 FOREVER = float("inf")
 PAUSE = 0.001  # seconds: nothing tells when the receiver has taken descriptors in flight
 
@@ -66,8 +69,8 @@ class Ends:
         kind = checked(sock)
         fd = fileno(sock, "Channel")
         self._incoming = Incoming(fd, kind == SOCK_SEQPACKET, max_data, max_fds)
-        self._receiving = allocate_lock()
-        self._sending = allocate_lock()
+        self._receiving: Turn = {}
+        self._sending: Turn = {}
         self._sock = sock if isinstance(sock, Socket) else owner(sock).to_socket()
         self._fd = fd
         self._outgoing = Outgoing(self._sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
@@ -99,10 +102,8 @@ class Ends:
 
     def _stopped(self, error: BaseException, frame: Frame | None) -> None:
         """A recv is left by an exception: what it had decoded is for the next one; after a fault nothing is."""
-        back = self._incoming.back
-        if frame is not None and self._incoming.staged is None and not any(other is frame for other in back):
-            back.insert(0, frame)
-            self._incoming.decoder.take(frame)
+        if frame is not None:
+            self._incoming.put_back(frame)
         if isinstance(error, (ProtocolError, LocalProtocolError)):
             self._incoming.fault = error
             self._shut()
@@ -164,17 +165,21 @@ class Channel(Ends):
         `bytes_sent`: 0 if nothing went and the channel is as before, else the channel is closed for sending, as
         the message says, and every further send is a BrokenPipeError. Receiving goes on.
         """
-        sock = self._sock or self._live()
-        if self._sending.locked():
-            raise RuntimeError("another thread is sending on this channel, or the caller of this signal handler")
-        with self._sending:
+        sock, turn = self._sock or self._live(), self._sending
+        results: list[int] = []
+        try:
+            if turn.setdefault(MINE, results) is not results:
+                raise RuntimeError("another thread is sending on this channel, or the caller of this signal handler")
             timeout = sock.gettimeout()
-            frame = self._outgoing.start(data, fds, 0 if timeout is None else MSG_DONTWAIT, timeout)
+            frame = self._outgoing.start(data, fds, 0 if timeout is None else MSG_DONTWAIT, results, timeout)
             if frame is not None:
                 try:
                     self._finish(frame, timeout)
                 except OSError as error:
                     raise frame.explained(error) from None
+        finally:
+            if turn.get(MINE) is results:
+                del turn[MINE]
 
     def _finish(self, frame: Sending, timeout: float | None) -> None:
         """Send the rest, waiting as long as the timeout permits."""
@@ -200,34 +205,28 @@ class Channel(Ends):
         not fit in the table, leave everything as it was: try again. ConnectionResetError: the peer
         closed without receiving all that was sent to it.
         """
-        incoming = self._incoming
+        incoming, turn = self._incoming, self._receiving
         _first = message = frame = deadline = None  # the order counts: see Unreturned
         unreturned = _first = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None
         try:
-            if self._receiving.locked():
-                raise RuntimeError("another thread is receiving on this channel, or the caller of this signal handler")
-            with self._receiving:
+            me: list[int] = []
+            try:
+                if turn.setdefault(MINE, me) is not me:
+                    raise RuntimeError(
+                        "another thread is receiving on this channel, or the caller of this signal handler"
+                    )
                 sock = self._sock or self._live()
                 flags = 0 if sock.gettimeout() is None else MSG_DONTWAIT
-                if incoming.staged is not None:
-                    incoming.recover()
-                if incoming.back:
-                    frame = incoming.back[0]
-                    del incoming.back[0]
                 while frame is None:
                     try:
-                        if incoming.between:
-                            frame = incoming.whole(flags)
-                            incoming.staged = None
-                        if frame is None:
-                            frame = incoming.decoder.front()
-                            if frame is None:
-                                incoming.fill(flags)
-                            else:
-                                incoming.decoder.take(frame)
+                        frame = incoming.next(flags)
                     except BlockingIOError as error:
                         deadline = self._wait(deadline, error)
+                incoming.taken(frame)
                 message = Message(frame[0], frame[1])
+            finally:
+                if turn.get(MINE) is me:
+                    del turn[MINE]
             if unreturned is not None:
                 unreturned.held = message  # type: ignore[assignment]
             return message

@@ -12,12 +12,26 @@ from errno import EMFILE, ENFILE
 
 from ._arguments import c_int, most_fds
 from ._backend import CONSTANTS
-from ._receive import MSG_CMSG_CLOEXEC, abandon, ancillary, bring, carried, only_item, sender
+from ._receive import (
+    MSG_CMSG_CLOEXEC,
+    abandon,
+    ancillary,
+    carried,
+    data_room,
+    lib_recvmsg,
+    only_item,
+    receive,
+    receive_again,
+    received_data,
+    sender,
+)
 from ._scratch import (
     CMSG_DATA,
     CONTROL_ROOM,
     CONTROLLEN,
     FLAGS,
+    INCOMING_DATA,
+    IOV_LEN,
     NAMELEN,
     NOT_ARRIVED,
     SOL_SOCKET,
@@ -104,19 +118,18 @@ class Message:
 
     def close(self) -> None:
         """Close every descriptor that is still owned here."""
-        try:
-            close_owned(self.fds)
-            if self.pidfd is not None:
-                close_owned([self.pidfd])
-        except BaseException:  # a signal handler's: close the rest first
-            close_owned(self.fds if self.pidfd is None else [*self.fds, self.pidfd])
-            raise
+        self.__exit__()
 
     def __enter__(self) -> Message:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        owned = self.fds if self.pidfd is None else [*self.fds, self.pidfd]
+        try:
+            close_owned(owned)
+        except BaseException:  # a signal handler's: close the rest first
+            close_owned(owned)
+            raise
 
     def __repr__(self) -> str:
         parts = [f"{len(self.data)} bytes", f"fds={self.fds!r}"]
@@ -159,7 +172,16 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
             block = incoming_pool.pop()
         except IndexError:
             block = incoming()
-        data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
+        if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
+            block.sizes[IOV_LEN] = bufsize
+            block.lens[CONTROLLEN] = CONTROL_ROOM
+            got = lib_recvmsg(fd, block.msg, flags | MSG_CMSG_CLOEXEC)
+            if got < 0:
+                got = receive_again(sock, fd, block, CONTROL_ROOM, flags | MSG_CMSG_CLOEXEC)
+            data = block.data[0 : got if got <= bufsize else bufsize]
+        else:
+            memory = data_room(block, bufsize)
+            data = received_data(block, memory, receive(sock, fd, block, CONTROL_ROOM, flags))
         ints = block.ints
         if block.head[:] == block.usual and maxfds:
             fds = [ints[CMSG_DATA]]
