@@ -31,7 +31,7 @@ from ._send import MSG_NOSIGNAL, SOCK_STREAM, each, exported, pack_fds
 from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, fileno, getsockopt, take_errno
 from ._truncated import truncated
 from .errors import TruncatedError
-from .fd import adopt, close_owned
+from .fd import adopt, close_cells, close_owned, owners
 from .message import LOST, Message, drop_failed, lost, put_other, recv_message
 from .sendall import Sending
 
@@ -45,10 +45,11 @@ if TYPE_CHECKING:
     from .fd import OwnedFd
 
     Entry = tuple[list[int], list[int], Optional[list[tuple[int, int, bytes]]]]
-    Outgoing = tuple[Any, bytes, object]
+    Outgoing = tuple[Any, bytes, list[FileDescriptorLike]]
 
 MSG_WAITFORONE = CONSTANTS.get("MSG_WAITFORONE", 0)  # off Linux a loop is used
 SHOWN = ~MSG_CMSG_CLOEXEC
+PAIRS = frozenset((tuple, list))
 LEN_CODE = "L" if LEN == WORD else "i"
 NOT_UNIX = "sock is not an AF_UNIX socket: descriptors do not pass over any other"
 lib_sendmmsg = getattr(lib, "sendmmsg", None) if LINUX else None
@@ -85,8 +86,8 @@ def send_messages(
     if quick is not None:
         if family(sock, fd) != AF_UNIX:
             raise ValueError(NOT_UNIX)
-        vector, datas, fds = quick
-        sent = dispatch(sock, fd, vector, datas, fds[:1].tobytes(), flags)
+        vector, datas = quick
+        sent = dispatch(sock, fd, vector, datas, given[0][1], flags)
         if len(_one_each) < KEPT:
             vector.kept = None
             _one_each.append(vector)
@@ -97,17 +98,22 @@ def send_messages(
         return 0
     if lib_sendmmsg is None:
         return send_one_by_one(sock, fd, outgoing, flags)
-    return dispatch(sock, fd, filled(outgoing), [part for part, _, _ in outgoing], outgoing[0][1], flags)
+    return dispatch(sock, fd, filled(outgoing), [part for part, _, _ in outgoing], outgoing[0][2], flags)
 
 
-def dispatch(sock: FileDescriptorLike, fd: int, vector: v.Vector, parts: list[Any], raw: bytes, flags: int) -> int:
-    """sendmmsg(2), waited for; how many went. `parts` are the messages' data, `raw` the first one's descriptors."""
-    waiting = Sending(sock, fd, b"", raw, flags)
+def dispatch(
+    sock: FileDescriptorLike, fd: int, vector: v.Vector, parts: list[Any], first: list[FileDescriptorLike], flags: int
+) -> int:
+    """sendmmsg(2), waited for; how many went. `parts` are the messages' data, `first` the first one's descriptors."""
+    waiting = None
     while True:
         sent: int = lib_sendmmsg(fd, vector.vec, len(parts), flags | MSG_NOSIGNAL)  # type: ignore[misc]
         if sent >= 0:
             break
-        waiting.retry(take_errno(), raw)
+        code = take_errno()
+        if waiting is None:
+            waiting = Sending(sock, fd, b"", pack_fds(first), flags)
+        waiting.retry(code, waiting.raw)
     part, size = parts[sent - 1], vector.ints[((sent - 1) * v.HEADER + v.MSG_LEN) // 4]
     if 0 < size < len(part):  # a stream socket took it in part; the descriptors went with its first byte
         part = exported(part, "data") if isinstance(part, bytes) else part
@@ -125,31 +131,32 @@ def whole_or_told(sending: Sending, whole: int) -> None:
         raise
 
 
-def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes], array[int]] | None:
-    """The vector of messages of some bytes and one descriptor as an int each; None if there are others among them.
+def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes]] | None:
+    """The vector of messages of some bytes and one descriptor as an int each, and the data; None if there are others.
 
-    The fields are set by columns, in C.
+    The fields are set by columns, in C. What is done here for each message is a list comprehension, since PyPy's JIT
+    compiles one by itself, and gives up on a caller's loop into which too much was put.
     """
+    if not given or not PAIRS.issuperset(map(type, given)):
+        return None
     try:
-        datas, lists = zip(*given)
-        if set(map(len, given)) != {2}:
+        fds = [fds[0] for data, fds in given if type(fds) is list and len(fds) == 1 and type(data) is bytes]
+        datas = [data for data, _ in given]
+        sizes = [len(data) for data in datas]
+        plain = len(fds) == len(datas) and {int}.issuperset(map(type, fds))
+        if not plain or min(fds) < 0 or min(sizes) < 1 or max(sizes) > OUTGOING_DATA:
             return None
-        sizes = list(map(len, datas))
-        ones = [fds[0] for fds in lists]
-        same = set(map(type, datas)) == {bytes} and set(map(type, ones)) == {int} and set(map(len, lists)) == {1}
-        if not same or min(sizes) < 1 or max(sizes) > OUTGOING_DATA or min(ones) < 0:
-            return None
-        fds = array("i", ones)
-    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+        numbers = array("i", fds)
+    except (TypeError, ValueError, OverflowError):
         return None
     vector = one_each_vector(len(datas))
     memory = ffi.from_buffer("char[]", b"".join(datas))
     starts = accumulate(sizes[:-1], initial=int(ffi.cast("size_t", memory)))
     v.put_column(vector.words, vector.iovecs // WORD, v.IOVEC // WORD, array("L", starts))
     v.put_column(vector.words, vector.iovecs // WORD + 1, v.IOVEC // WORD, array("L", sizes))
-    v.put_column(vector.ints, vector.controls // 4 + v.CMSG_DATA, vector.control // 4, fds)
+    v.put_column(vector.ints, vector.controls // 4 + v.CMSG_DATA, vector.control // 4, numbers)
     vector.kept = memory
-    return vector, list(datas), fds
+    return vector, datas
 
 
 _one_each: list[v.Vector] = []  # vectors whose control messages are SCM_RIGHTS with one descriptor each
@@ -314,6 +321,7 @@ class Arrivals:
 
     def __init__(self, n: int, bufsize: int, maxfds: int) -> None:
         self.fds: list[int] | None = None
+        self.cells: list[list[int]] | None = None  # the same, as owners share them
         self.owned: list[OwnedFd] = []
         # One descriptor more than asked for has room, so that it can be known that there were more; and a page
         # for each entry would cost more than its system call.
@@ -360,15 +368,19 @@ class Arrivals:
         entries = [self.entry(i) for i in range(got)] if ones is None else []
         self.fds = fds = ones if ones is not None else [one for part in entries for one in part[0] + part[1]]
         sizes = vector.header_ints(v.MSG_LEN // 4, got)
-        datas = [vector.bytes[at : at + min(n, self.size)] for at, n in zip(self.starts, sizes)]
+        memory, size = vector.bytes, self.size
+        datas = [memory[at : at + (n if n < size else size)] for at, n in zip(self.starts, sizes)]
         shown = [one & SHOWN for one in vector.header_ints(v.FLAGS, got)]
         namelens = vector.header_ints(v.NAMELEN, got)
         addresses = [self.address(sock, fd, i, n) if n else None for i, n in enumerate(namelens)]
         left = [self.room - used for used in vector.header_lens(v.CONTROLLEN, got)]
         self.keep()
         if ones is not None and not any(one & LOST and lost(one, flags) for one in shown):
-            self.owned = adopt(fds)
-            return [Message(*part) for part in zip(datas, [[one] for one in self.owned], shown, addresses)]
+            self.cells = cells = [[one] for one in fds]  # now these have them
+            return [
+                Message(data, [owner], one, address)
+                for data, owner, one, address in zip(datas, owners(cells), shown, addresses)
+            ]
         entries = entries or [([one], [], None) for one in fds]
         return self.mixed(sock, fd, entries, datas, shown, addresses, left, most, flags)
 
@@ -451,6 +463,9 @@ class Arrivals:
 
     def abandon(self) -> None:
         """Close what came, wherever it is now."""
+        if self.cells is not None:
+            close_cells(self.cells)
+            return
         if self.fds is None:
             ints = self.vector.ints
             came = [i for i in range(self.n) if ints[i * v.HEADER // 4 + v.NAMELEN] != NOT_ARRIVED]

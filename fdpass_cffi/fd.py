@@ -278,6 +278,22 @@ def adopt_shared(fds: list[int]) -> list[OwnedFd]:
     return [owner]
 
 
+def owners(cells: list[list[int]]) -> list[OwnedFd]:
+    """An OwnedFd for each cell, a list of one integer; the caller may close_cells(cells) if an exception strikes.
+
+    >>> cells = [[os.dup(0)], [os.dup(0)]]
+    >>> first, second = owners(cells)
+    >>> first.close()
+    >>> close_cells(cells)
+    >>> second.closed
+    True
+    """
+    made = list(map(_new, repeat(OwnedFd, len(cells))))
+    for owner, cell in zip(made, cells):
+        owner._cell = cell
+    return made
+
+
 def close_owned(owners: Iterable[OwnedFd]) -> None:
     """close() of many at once, and raise nothing if one cannot be closed.
 
@@ -286,22 +302,23 @@ def close_owned(owners: Iterable[OwnedFd]) -> None:
     >>> pair
     [<OwnedFd closed>, <OwnedFd closed>]
     """
-    given = owners if type(owners) is list else list(owners)
-    if PYPY or len(given) < FEW:
-        for owner in given:
-            cell = owner._cell
-            if cell:
-                owner._closed = True
-                try:
-                    next(map(_close, map(_pop, (cell,))))
-                except (OSError, IndexError):  # IndexError: another thread was first
-                    continue
-        return
     cells = []
-    for owner in given:
+    for owner in owners:
         if owner._cell:
             owner._closed = True
             cells.append(owner._cell)
+    close_cells(cells)
+
+
+def close_cells(cells: list[list[int]]) -> None:
+    """Close what is in these cells; an OSError of close(2) stops nothing, and neither does an empty cell."""
+    if PYPY or len(cells) < FEW:
+        for cell in cells:
+            try:
+                next(map(_close, map(_pop, (cell,))))
+            except (OSError, IndexError):  # IndexError: taken before, or just now by another thread
+                continue
+        return
     closing = map(_close, map(_pop, filter(None, cells)))
     while True:
         try:
