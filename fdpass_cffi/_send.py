@@ -12,6 +12,7 @@ import struct
 import sys
 from array import array
 from errno import EBADF, EINVAL, EMSGSIZE
+from functools import lru_cache
 
 from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
 from ._scratch import (
@@ -31,7 +32,7 @@ from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Union
 
     from ._sock import FileDescriptorLike
@@ -51,8 +52,12 @@ if PYPY:
         return array("i", given).tobytes()
 else:
 
+    @lru_cache(64)
+    def _packer(count: int) -> Callable[..., bytes]:
+        return struct.Struct(f"{count}i").pack
+
     def _pack_ints(given: Sequence[Any]) -> bytes:
-        return struct.pack(f"{len(given)}i", *given)
+        return _packer(len(given))(*given)
 
 
 lib_sendmsg = lib.sendmsg
@@ -195,7 +200,11 @@ def pack_fds(given: Sequence[FileDescriptorLike]) -> bytes:
         return _pack_ints([descriptor(item, f"fds[{i}]") for i, item in enumerate(given)])
     # What packs well and is still refused: bools, and negative ints, whose high byte is no ASCII.
     low = raw[LOW_BYTE::4]
-    if _holds(raw, low, 0) or _holds(raw, low, 1) or not raw[3 - LOW_BYTE :: 4].isascii():
+    if (
+        (0 in low and _holds(raw, low, 0))
+        or (1 in low and _holds(raw, low, 1))
+        or not raw[3 - LOW_BYTE :: 4].isascii()
+    ):
         for i, item in enumerate(given):
             descriptor(item, f"fds[{i}]")
     return raw
