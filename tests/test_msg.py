@@ -376,6 +376,27 @@ def test_addresses_of_af_unix(fdpass, tmp_path):
             assert a.getsockname() == fdpass.recvmsg(b, 10)[3] == fdpass.recvmsg_into(b, [bytearray(9)])[3]
 
 
+def test_a_full_table_spoils_no_first_receive(fdpass, tmp_path):
+    """With no descriptor left, not even to open a module, the first message comes with its data, flags and sender."""
+    code = """if True:
+        import os, socket, sys
+        from kernel import room_for
+        from fdpass_cffi import recv_fds
+        a, b = (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2))
+        with a, b:
+            a.bind(sys.argv[1] + "/a")
+            b.bind(sys.argv[1] + "/b")
+            a.connect(sys.argv[1] + "/b")
+            socket.send_fds(a, [b"data"], [0, 0, 0])
+            with room_for(2):
+                data, fds, flags, address = recv_fds(b, 10, 3)
+                for fd in fds:
+                    os.close(fd)
+        print(data, len(fds), flags & socket.MSG_CTRUNC == socket.MSG_CTRUNC, address == sys.argv[1] + "/a")
+    """
+    assert "b'data' 2 True True\n" == run_child(fdpass, code, tmp_path)
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["INET", "INET6"])
 def test_addresses_of_inet(fdpass, family):
     """UDP datagrams go where the address says and tell where they came from, as with socket."""
