@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     ControlMessages = Iterable[tuple[int, int, Buffer]]
 
 MSG_NOSIGNAL = CONSTANTS["MSG_NOSIGNAL"]
+MSG_ZEROCOPY = CONSTANTS.get("MSG_ZEROCOPY", 0)
 SOCK_STREAM = int(socket.SOCK_STREAM)
 IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
@@ -83,6 +84,11 @@ def gather(block: Block, buffers: Iterable[Buffer]) -> object:
             block.data[0:size] = data  # cheaper than an export of the bytes object
             block.sizes[IOV_LEN] = size
             return None
+    return borrow(block, buffers)
+
+
+def borrow(block: Block, buffers: Iterable[Buffer]) -> object:
+    """`gather` without a copy, which MSG_ZEROCOPY needs: the kernel reads the caller's memory after the call is over."""
     return spread(block, [exported(data, "buffers") for data in each("buffers", buffers, "bytes-like objects")])
 
 

@@ -57,6 +57,8 @@ from ._scratch import (
 )
 from ._send import (
     MSG_NOSIGNAL,
+    MSG_ZEROCOPY,
+    borrow,
     check_rights,
     each,
     explain,
@@ -199,7 +201,7 @@ def send_control(
         block = outgoing_pool.pop()
     except IndexError:
         block = outgoing()
-    keep = gather(block, buffers), put_control(block, control)
+    keep = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers), put_control(block, control)
     if address is not None:
         put_address(block, sock, fd, address)
     _audit("socket.sendmsg", sock, address)

@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 import warnings
+from contextlib import suppress
 
 import pytest
 from support import (
@@ -28,6 +29,7 @@ from support import (
     fds_in,
     identities,
     identity,
+    needs_cpython,
     needs_real_kernel,
     open_numbers,
     pair,
@@ -43,7 +45,7 @@ except ImportError:  # as in a Python that was built without libffi
 
 DGRAM, STREAM, SEQPACKET = socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET
 PEEK, TRUNC, CTRUNC, DONTWAIT = socket.MSG_PEEK, socket.MSG_TRUNC, socket.MSG_CTRUNC, socket.MSG_DONTWAIT
-SCM_CREDENTIALS = 2
+SCM_CREDENTIALS, SO_ZEROCOPY, MSG_ZEROCOPY = 2, 60, 0x4000000  # Linux's
 UCRED = struct.Struct("iII")  # unix(7): pid, uid, gid
 TEXT = bytes(range(256)) * 400
 
@@ -433,6 +435,30 @@ def test_a_stream_over_tcp(fdpass):
             for module in (STDLIB, fdpass):
                 assert 9 == module.sendmsg(a, [b"some", b" data"])
                 assert (b"some data", [], 0, None) == module.recvmsg(b, 100, 100)
+
+
+@needs_cpython  # PyPy may move a bytes object, or lend a copy of it, and its own socket always does
+def test_zero_copy_reads_the_memory_of_the_caller(fdpass):
+    """What MSG_ZEROCOPY is given and the kernel has yet to read is not written over by the next call."""
+    sent, lent = b"", []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        with socket.create_connection(server.getsockname()) as a, server.accept()[0] as b:
+            try:
+                a.setsockopt(SOL_SOCKET, SO_ZEROCOPY, 1)
+            except OSError as error:
+                pytest.skip(f"no SO_ZEROCOPY here: {error}")
+            a.setblocking(False)
+            b.settimeout(60)
+            with suppress(BlockingIOError):
+                for letter in range(64):
+                    lent.append(bytes([letter]) * 4000)
+                    sent += lent[-1][: fdpass.sendmsg(a, lent[-1:], [], MSG_ZEROCOPY)]
+            assert len(sent) > 100_000
+            got = b""
+            while len(got) < len(sent):
+                got += b.recv(1 << 20)
+    assert sent == got
 
 
 # Receiving
