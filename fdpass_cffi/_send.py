@@ -158,24 +158,17 @@ def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple
     return spread(block, parts), copies
 
 
-def is_empty(block: Block) -> bool:
-    """Whether the gathered buffers hold no byte at all."""
-    msg = block.msg
-    iov = ffi.cast("struct iovec *", msg.msg_iov)
-    return not any(iov[i].iov_len for i in range(msg.msg_iovlen))
-
-
 def descriptor(given: FileDescriptorLike, name: str) -> int:
-    """The int behind an int or an object with fileno(), not looked up in the descriptor table."""
-    if isinstance(given, int):
-        fd = int(given)
-    else:
-        method = getattr(given, "fileno", None)
+    """The int behind an int, an object with fileno() or one with __index__(), not looked up in the descriptor table."""
+    fd: Any = given
+    if not isinstance(given, int):
+        method = getattr(given, "fileno", None) or getattr(given, "__index__", None)
         if method is None:
             raise TypeError(f"{name} must be an int or an object with fileno(), not {type(given).__name__}")
         fd = method()
-    if isinstance(given, bool) or type(fd) is not int:
+    if isinstance(fd, bool) or not isinstance(fd, int):
         raise TypeError(f"{name} is not a file descriptor: {given!r}")
+    fd = int(fd)
     if not -INT_MAX - 1 <= fd <= INT_MAX:
         raise OverflowError(f"{name} does not fit a file descriptor: {fd}")
     if fd < 0:
@@ -247,11 +240,16 @@ def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object
     block.ints[NAMELEN] = len(raw)
 
 
-def check_rights(domain: int, fd: int, block: Block, raw: bytes | None) -> None:
-    """ValueError where a kernel would take the descriptors and lose them: no AF_UNIX socket, no byte on a stream."""
+def check_rights(domain: int, fd: int, size: int, raw: bytes | None) -> None:
+    """ValueError where a kernel would take the descriptors and lose them: no AF_UNIX socket, no byte on a stream.
+
+    `size` is that of the data, in bytes; `raw` the packed descriptors, None for one.
+    """
+    if raw == b"":
+        return
     if domain != AF_UNIX:
         raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
-    if raw != b"" and is_empty(block) and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
+    if not size and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
         raise ValueError("buffers hold no byte: a stream socket loses descriptors sent without data")
 
 

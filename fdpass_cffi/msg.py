@@ -149,7 +149,7 @@ def send_fds(
         if big is not None:
             keep = keep, big
     if domain != AF_UNIX or not size:
-        check_rights(domain, fd, block, raw)
+        check_rights(domain, fd, size, raw)
     if address is not None:
         put_address(block, sock, fd, address)
         keep = keep, address
@@ -399,7 +399,7 @@ def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) 
     address = sender(sock, fd, block.name[0:namelen]) if namelen else None
     ints[NAMELEN] = NOT_ARRIVED
     into_pool.append(block)
-    return got, [], msg_flags, address
+    return got, [], msg_flags & SHOWN if flags else msg_flags, address
 
 
 def inside(ancdata: Ancillary) -> list[int]:

@@ -16,6 +16,7 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from support import (
@@ -118,7 +119,8 @@ def test_what_a_socket_may_be(fdpass):
         pass
 
     with pair() as (a, b), Own(fileno=os.dup(a.fileno())) as own, descriptors(1) as sent:
-        for sock in (a, a.fileno(), own, Wrapper(a), asyncio.trsock.TransportSocket(a)):
+        enumerated = SimpleNamespace(fileno=lambda: enum.IntEnum("Name", {"A": a.fileno()}).A)
+        for sock in (a, a.fileno(), own, Wrapper(a), asyncio.trsock.TransportSocket(a), enumerated):
             assert 4 == fdpass.send_fds(sock, [b"some"], sent)
             assert 4 == fdpass.sendmsg(sock, [b"data"])
         for sock in (b, b.fileno(), Wrapper(b), asyncio.trsock.TransportSocket(b), b):
@@ -312,7 +314,8 @@ def test_no_ancillary_data(fdpass):
 
 
 def test_send_fds_takes_whatever_has_a_descriptor(fdpass):
-    """ints, files and sockets, mixed, in any iterable, once or twice; none at all is a message without."""
+    """Files, sockets, ints and what acts as one, mixed, in any iterable, once or twice; none is a message without."""
+    standard = enum.IntEnum("Standard", {"IN": 0})
     with pair() as (a, b), open(os.devnull, "rb") as file, descriptors(2) as sent:
         forms = [
             ([file, sent[0], a, sent[1], file], [file.fileno(), sent[0], a.fileno(), sent[1], file.fileno()]),
@@ -323,6 +326,9 @@ def test_send_fds_takes_whatever_has_a_descriptor(fdpass):
             (range(sent[0], sent[0] + 1), sent[:1]),
             ([0], [0]),
             ([1, 0], [1, 0]),
+            ([Number(0)], [0]),  # as socket.send_fds takes it
+            ([Number(sent[0]), 1, file], [sent[0], 1, file.fileno()]),
+            ([standard.IN, SimpleNamespace(fileno=lambda: standard.IN)], [0, 0]),
             (sent * 126, sent * 126),
             ([], []),
         ]
@@ -331,6 +337,20 @@ def test_send_fds_takes_whatever_has_a_descriptor(fdpass):
             data, received, flags, _ = fdpass.recv_fds(b, 10, 253)
             assert (b"data", identities(expected), 0) == (data, identities(received), flags)
             close(received)
+
+
+def test_close_on_exec_does_not_show(fdpass):
+    """MSG_CMSG_CLOEXEC may be asked for, and is not among the returned flags, whatever receives."""
+    with pair() as (a, b):
+        a.send(b"x" * 10)
+        for receive in (
+            lambda flags: fdpass.recvmsg(b, 1, 0, flags),
+            lambda flags: fdpass.recvmsg(b, 1, 100, flags),
+            lambda flags: fdpass.recvmsg_into(b, [bytearray(1)], 0, flags),
+            lambda flags: fdpass.recvmsg_into(b, [bytearray(1)], 100, flags),
+            lambda flags: fdpass.recv_fds(b, 1, 1, flags),
+        ):
+            assert 0 == receive(fdpass.MSG_CMSG_CLOEXEC)[2]
 
 
 def test_flags_may_be_any_int(fdpass):
@@ -435,6 +455,9 @@ def test_a_stream_over_tcp(fdpass):
             for module in (STDLIB, fdpass):
                 assert 9 == module.sendmsg(a, [b"some", b" data"])
                 assert (b"some data", [], 0, None) == module.recvmsg(b, 100, 100)
+                assert 2 == module.send_fds(a, [b"no"], [])  # no descriptors, none to lose
+                assert 1 == module.send_fds(a, [b"w"], ())
+                assert (b"now", [], 0, None) == module.recvmsg(b, 100)
 
 
 @needs_cpython  # PyPy may move a bytes object, or lend a copy of it, and its own socket always does
