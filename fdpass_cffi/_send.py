@@ -116,7 +116,17 @@ def exported(data: Buffer, name: str, *, writable: bool = False) -> Any:
             raise TypeError(f"{name}: a {kind} object is required, not '{type(data).__name__}'")
         if not view.c_contiguous:  # PyPy's from_buffer takes it, and reads the wrong bytes
             raise BufferError(f"{name}: the memoryview is not C-contiguous")
+        if PYPY:
+            return _address_on_pypy(data, view)
     return ffi.from_buffer("char[]", data)
+
+
+def _address_on_pypy(data: Buffer, view: memoryview) -> Any:
+    """A char[] over `data`, or over a copy of what PyPy cannot give the address of, as BytesIO.getbuffer()."""
+    try:
+        return ffi.from_buffer("char[]", data)
+    except TypeError:
+        return ffi.from_buffer("char[]", view.tobytes())
 
 
 def spread(block: Block, parts: Sequence[Any]) -> object:

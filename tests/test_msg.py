@@ -8,6 +8,7 @@ import doctest
 import enum
 import errno
 import inspect
+import io
 import mmap
 import os
 import socket
@@ -212,6 +213,7 @@ BUFFERS = {
     "mmap": lambda: [mapped(b"mapped"), b"not"],
     "bytearray": lambda: [bytearray(b"one buffer")],
     "subclass": lambda: [Text(b"abc")],
+    "BytesIO": lambda: [io.BytesIO(b"lent").getbuffer()],
     "page": lambda: [TEXT[:4096]],
     "over-a-page": lambda: [TEXT[:4097]],
     "large": lambda: [TEXT],
@@ -597,6 +599,7 @@ def test_datagrams_and_ends(fdpass):
 INTO = {
     "none": list,
     "empty": lambda: [bytearray()],
+    "BytesIO": lambda: [io.BytesIO(b"." * 20).getbuffer()],
     "bytearray": lambda: [bytearray(b"." * 20)],
     "small": lambda: [bytearray(b"." * 4)],
     "several": lambda: [bytearray(b"." * 3), bytearray(b"." * 2), bytearray(b"." * 9)],
