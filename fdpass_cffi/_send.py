@@ -88,7 +88,7 @@ def gather(block: Block, buffers: Iterable[Buffer]) -> object:
 
 
 def borrow(block: Block, buffers: Iterable[Buffer]) -> object:
-    """`gather` without a copy, which MSG_ZEROCOPY needs: the kernel reads the caller's memory after the call is over."""
+    """`gather` without a copy. MSG_ZEROCOPY needs it: the kernel reads the caller's memory after the call is over."""
     return spread(block, [exported(data, "buffers") for data in each("buffers", buffers, "bytes-like objects")])
 
 
@@ -178,12 +178,12 @@ def descriptor(given: FileDescriptorLike, name: str) -> int:
         fd = method()
     if isinstance(fd, bool) or not isinstance(fd, int):
         raise TypeError(f"{name} is not a file descriptor: {given!r}")
-    fd = int(fd)
-    if not -INT_MAX - 1 <= fd <= INT_MAX:
-        raise OverflowError(f"{name} does not fit a file descriptor: {fd}")
-    if fd < 0:
-        raise OSError(EBADF, f"{os.strerror(EBADF)}: {name} is {'closed' if fd == -1 and given != -1 else fd}")
-    return fd
+    number = int(fd)
+    if not -INT_MAX - 1 <= number <= INT_MAX:
+        raise OverflowError(f"{name} does not fit a file descriptor: {number}")
+    if number < 0:
+        raise OSError(EBADF, f"{os.strerror(EBADF)}: {name} is {'closed' if number == -1 and given != -1 else number}")
+    return number
 
 
 def _holds(raw: bytes, low: bytes, value: int) -> bool:

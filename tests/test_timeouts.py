@@ -85,7 +85,7 @@ class Wrapper:
 
 @both
 def test_a_timeout_ends_the_wait(fdpass, name):
-    """A socket with a timeout raises what can be caught as TimeoutError and as socket.timeout, with its errno; it can be pickled."""
+    """A socket with a timeout raises a TimeoutError that is a socket.timeout, has its errno, and can be pickled."""
     with pair() as (a, b), alarm(20):
         sock, call = blocked(fdpass, name, a, b)
         for timeout in (1e-6, 0.02):
