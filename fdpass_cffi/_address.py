@@ -9,7 +9,7 @@ import struct
 
 from . import _sockaddr
 from ._backend import CONSTANTS
-from ._sock import AF_UNIX, Socket, family, getsockopt
+from ._sock import Socket, family, getsockopt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,9 +56,4 @@ def to_sockaddr(sock: FileDescriptorLike, fd: int, address: object) -> bytes:
 
 def from_sockaddr(sock: FileDescriptorLike, fd: int, raw: bytes) -> object:
     """The Python address of the struct sockaddr that the kernel gave as the sender's."""
-    if raw[0:2] == _UNIX_FAMILY:  # needs no protocol
-        return _sockaddr.decode(raw)
     return _sockaddr.decode(raw, protocol(sock, fd), System(fd).if_indextoname)
-
-
-_UNIX_FAMILY = _sockaddr.encode(AF_UNIX, 0, b"/", System(-1))[0:2]

@@ -6,11 +6,12 @@ that an exception at any point between the syscall and their owner can close the
 
 from __future__ import annotations
 
+import struct
 from array import array
 from errno import EINVAL, EMSGSIZE, EOPNOTSUPP
 
 from ._arguments import buffer_size, control_size
-from ._backend import CONSTANTS, KERNEL, LAYOUT, ffi, lib
+from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi, lib
 from ._close import close_all
 from ._scratch import (
     CMSG_DATA,
@@ -32,12 +33,15 @@ from ._scratch import (
     ints_at,
 )
 from ._sock import AF_UNIX, IN, failed, family, take_errno
+from ._unix import unix_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 SCM_PIDFD = CONSTANTS.get("SCM_PIDFD")
+# In a struct sockaddr: on Linux two bytes for the family, on the BSDs one for the length and one for the family.
+FAMILY, UNIX_FAMILY = (slice(2), struct.pack("=H", AF_UNIX)) if LINUX else (slice(1, 2), bytes((AF_UNIX,)))
 lib_recvmsg = lib.recvmsg
 if KERNEL.truncation_leaks or KERNEL.sets_no_cloexec:
     from functools import partial
@@ -147,7 +151,9 @@ def disown(block: Block) -> None:
 
 
 def sender(sock: Any, fd: int, raw: bytes) -> object:
-    """The address in the struct sockaddr that the kernel wrote."""
+    """The address in the struct sockaddr that the kernel wrote, `raw` as long as it said: at least the family."""
+    if raw[FAMILY] == UNIX_FAMILY:
+        return unix_path(raw, bsd=not LINUX)
     from ._address import from_sockaddr
 
     return from_sockaddr(sock, fd, raw)

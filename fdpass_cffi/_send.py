@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     ControlMessages = Iterable[tuple[int, int, Buffer]]
 
 MSG_NOSIGNAL = CONSTANTS["MSG_NOSIGNAL"]
+MSG_ZEROCOPY = CONSTANTS.get("MSG_ZEROCOPY", 0)
 SOCK_STREAM = int(socket.SOCK_STREAM)
 IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
@@ -88,6 +89,11 @@ def gather(block: Block, buffers: Iterable[Buffer]) -> object:
             block.data[0:size] = data  # cheaper than an export of the bytes object
             block.sizes[IOV_LEN] = size
             return None
+    return borrow(block, buffers)
+
+
+def borrow(block: Block, buffers: Iterable[Buffer]) -> object:
+    """`gather` without a copy. MSG_ZEROCOPY needs it: the kernel reads the caller's memory after the call is over."""
     return spread(block, [exported(data, "buffers") for data in each("buffers", buffers, "bytes-like objects")])
 
 
@@ -115,7 +121,17 @@ def exported(data: Buffer, name: str, *, writable: bool = False) -> Any:
             raise TypeError(f"{name}: a {kind} object is required, not '{type(data).__name__}'")
         if not view.c_contiguous:  # PyPy's from_buffer takes it, and reads the wrong bytes
             raise BufferError(f"{name}: the memoryview is not C-contiguous")
+        if PYPY:
+            return _address_on_pypy(data, view)
     return ffi.from_buffer("char[]", data)
+
+
+def _address_on_pypy(data: Buffer, view: memoryview) -> Any:
+    """A char[] over `data`, or over a copy of what PyPy cannot give the address of, as BytesIO.getbuffer()."""
+    try:
+        return ffi.from_buffer("char[]", data)
+    except TypeError:
+        return ffi.from_buffer("char[]", view.tobytes())
 
 
 def spread(block: Block, parts: Sequence[Any]) -> object:
@@ -157,29 +173,22 @@ def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple
     return spread(block, parts), copies
 
 
-def is_empty(block: Block) -> bool:
-    """Whether the gathered buffers hold no byte at all."""
-    msg = block.msg
-    iov = ffi.cast("struct iovec *", msg.msg_iov)
-    return not any(iov[i].iov_len for i in range(msg.msg_iovlen))
-
-
 def descriptor(given: FileDescriptorLike, name: str) -> int:
-    """The int behind an int or an object with fileno(), not looked up in the descriptor table."""
-    if isinstance(given, int):
-        fd = int(given)
-    else:
-        method = getattr(given, "fileno", None)
+    """The int behind an int, an object with fileno() or one with __index__(), not looked up in the descriptor table."""
+    fd: Any = given
+    if not isinstance(given, int):
+        method = getattr(given, "fileno", None) or getattr(given, "__index__", None)
         if method is None:
             raise TypeError(f"{name} must be an int or an object with fileno(), not {type(given).__name__}")
         fd = method()
-    if isinstance(given, bool) or type(fd) is not int:
+    if isinstance(fd, bool) or not isinstance(fd, int):
         raise TypeError(f"{name} is not a file descriptor: {given!r}")
-    if not -INT_MAX - 1 <= fd <= INT_MAX:
-        raise OverflowError(f"{name} does not fit a file descriptor: {fd}")
-    if fd < 0:
-        raise OSError(EBADF, f"{os.strerror(EBADF)}: {name} is {'closed' if fd == -1 and given != -1 else fd}")
-    return fd
+    number = int(fd)
+    if not -INT_MAX - 1 <= number <= INT_MAX:
+        raise OverflowError(f"{name} does not fit a file descriptor: {number}")
+    if number < 0:
+        raise OSError(EBADF, f"{os.strerror(EBADF)}: {name} is {'closed' if number == -1 and given != -1 else number}")
+    return number
 
 
 def _holds(raw: bytes, low: bytes, value: int) -> bool:
@@ -250,11 +259,16 @@ def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object
     block.ints[NAMELEN] = len(raw)
 
 
-def check_rights(domain: int, fd: int, block: Block, raw: bytes | None) -> None:
-    """ValueError where a kernel would take the descriptors and lose them: no AF_UNIX socket, no byte on a stream."""
+def check_rights(domain: int, fd: int, size: int, raw: bytes | None) -> None:
+    """ValueError where a kernel would take the descriptors and lose them: no AF_UNIX socket, no byte on a stream.
+
+    `size` is that of the data, in bytes; `raw` the packed descriptors, None for one.
+    """
+    if raw == b"":
+        return
     if domain != AF_UNIX:
         raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
-    if raw != b"" and is_empty(block) and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
+    if not size and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
         raise ValueError("buffers hold no byte: a stream socket loses descriptors sent without data")
 
 

@@ -41,7 +41,10 @@ socket_family = _socket.socket.family.__get__
 Timeout: type[OSError] = socket.timeout
 if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and callers catch either
     Timeout = type(
-        "TimeoutError", (socket.timeout, TimeoutError), {"__doc__": "socket.timeout and TimeoutError at once."}
+        "TimeoutError",
+        (socket.timeout, TimeoutError),
+        # By the qualified name pickle finds it again, as when a worker process hands its exception over.
+        {"__doc__": "socket.timeout and TimeoutError at once.", "__qualname__": "Timeout"},
     )
 
 
@@ -60,9 +63,13 @@ def fileno(sock: FileDescriptorLike, call: str) -> int:
     if method is None:
         raise TypeError(f"sock must be a socket, an int or an object with fileno(), not {type(sock).__name__}")
     fd = method()
-    if type(fd) is not int:
+    if type(fd) is int and -INT_MAX <= fd <= INT_MAX:
+        return fd
+    if isinstance(fd, bool) or not isinstance(fd, int):
         raise TypeError(f"sock: fileno() returned {type(fd).__name__}, not int")
-    return fd
+    if not -INT_MAX <= fd <= INT_MAX:
+        raise OverflowError(f"sock: {fd} is too large for a file descriptor")
+    return int(fd)
 
 
 def _checked(fd: int) -> int:

@@ -22,6 +22,8 @@ import sys
 from operator import index
 from struct import Struct
 
+from ._unix import unix_path
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Protocol
@@ -157,10 +159,7 @@ def decode(raw: bytes, proto: int = 0, ifname: Callable[[int], str] | None = Non
         raw = raw.ljust(2, b"\0")
     family: int = raw[1] if bsd else _FAMILY.unpack_from(raw)[0]
     if family == AF_UNIX:
-        path = raw[2:]
-        if path[:1] == b"\0" and not bsd:
-            return path  # an abstract name: every byte counts
-        return path.partition(b"\0")[0].decode(_FS_ENCODING, _FS_ERRORS)
+        return unix_path(raw, bsd=bsd)
     if family == AF_INET and len(raw) >= 8:
         return socket.inet_ntoa(raw[4:8]), raw[2] << 8 | raw[3]
     body = raw[2:].ljust(_STORAGE - 2, b"\0")

@@ -9,7 +9,7 @@ import os
 import resource
 import socket
 import sys
-from errno import errorcode
+from errno import EMFILE, ENFILE, errorcode
 from importlib import import_module
 
 from . import BACKEND, __version__
@@ -97,9 +97,9 @@ def limits() -> Section:
     """How many descriptors: in a message, in this process, on the way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {
-        "descriptors a message": per_message(),
+        "descriptors a message": tried(per_message),
         "RLIMIT_NOFILE": f"soft {number(soft)}, hard {number(hard)}; {count_open()} open now",
-        "descriptors in flight": in_flight(),
+        "descriptors in flight": tried(in_flight),
     }
 
 
@@ -163,13 +163,22 @@ def kernel() -> Section:
 
 
 def tried(attempt: Callable[[], str]) -> str:
-    """What an attempt says, or why it failed."""
+    """What an attempt says, or why it failed; with a full table of descriptors nothing is known."""
     try:
         return attempt()
     except KeyError as error:
         return f"no: this platform has no {error.args[0]}"
     except OSError as error:
-        return f"no: {name_of(error)}, {error.strerror}"
+        answer = "unknown" if error.errno in (EMFILE, ENFILE) else "no"
+        return f"{answer}: {name_of(error)}, {error.strerror}"
+
+
+def opened(data: bytes) -> int:
+    """The descriptor in a control message; OSError for the negative errno that Linux puts in place of a pidfd."""
+    fd = int.from_bytes(data[:4], sys.byteorder, signed=True)
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
+    return fd
 
 
 def brings(option: str, kind: str) -> str:
@@ -180,7 +189,7 @@ def brings(option: str, kind: str) -> str:
         for level, type_, data in b.recvmsg(1, 256)[1]:
             if (level, type_) == (socket.SOL_SOCKET, CONSTANTS[kind]):
                 if kind == "SCM_PIDFD":
-                    os.close(int.from_bytes(data[:4], sys.byteorder))
+                    os.close(opened(data))
                 return "yes"
     return f"no: the option is there, but no {kind} came"
 
@@ -200,8 +209,10 @@ def sets_cloexec() -> str:
     """Whether the kernel itself sets close-on-exec on what it delivers; by `socket`, which adds nothing to it."""
     with Pair() as (a, b):
         send_fds(a, [b"x"], [a])
-        data = b.recvmsg(1, CMSG_SPACE(4), CONSTANTS["MSG_CMSG_CLOEXEC"])[1][0][2]
-        fd = int.from_bytes(data[:4], sys.byteorder)
+        ancdata = b.recvmsg(1, CMSG_SPACE(4), CONSTANTS["MSG_CMSG_CLOEXEC"])[1]
+        if not ancdata:
+            raise OSError(EMFILE, os.strerror(EMFILE))
+        fd = opened(ancdata[0][2])
         set_by_kernel = not os.get_inheritable(fd)
         os.close(fd)
     return "yes" if set_by_kernel else "no: the flag was taken, and ignored"

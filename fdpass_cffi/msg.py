@@ -2,6 +2,11 @@
 
 Each differs from `socket` only as its docstring says. `sock` is a socket.socket (its timeout is honoured),
 any object with fileno(), or an int. See sendmsg(2), recvmsg(2), cmsg(3), unix(7).
+
+Errors of all that send or receive, but for what a docstring adds: an OSError with the errno of the call, of which
+BlockingIOError where a socket does not block, or with MSG_DONTWAIT, and TimeoutError past the socket's timeout, one
+deadline for the whole call; TypeError, ValueError or OverflowError, before the call, that names the wrong argument;
+BufferError for a buffer that is not contiguous; NotImplementedError for an ssl.SSLSocket.
 """
 
 from __future__ import annotations
@@ -55,6 +60,8 @@ from ._scratch import (
 )
 from ._send import (
     MSG_NOSIGNAL,
+    MSG_ZEROCOPY,
+    borrow,
     check_rights,
     each,
     explain,
@@ -97,9 +104,13 @@ def send_fds(
 ) -> int:
     """Send `buffers`, bytes-like objects, and `fds`, open descriptors, in one sendmsg(2); the number of bytes sent.
 
-    The descriptors stay the caller's. Unlike `socket.send_fds` it honours `flags` and `address`, takes objects
-    with fileno(), and raises ValueError for descriptors that would vanish: over a socket that is not AF_UNIX,
-    or with no byte on a stream.
+    The descriptors stay the caller's; all of them have gone, also if fewer bytes have than there are. Unlike
+    `socket.send_fds` it honours `flags` and `address`, takes objects with fileno(), and raises ValueError for
+    descriptors that would vanish: over a socket that is not AF_UNIX, or with no byte on a stream.
+
+    OSError, with nothing sent: EBADF for one that is not open, EINVAL for more than the kernel takes in one message
+    (253 on Linux), ETOOMANYREFS for too many of this user's on the way (unix(7)), EMSGSIZE past 1024 buffers or
+    for too long a datagram. TypeError for a bool among `fds`.
 
     >>> import os, socket
     >>> a, b = socket.socketpair()
@@ -145,7 +156,7 @@ def send_fds(
         if big is not None:
             keep = keep, big
     if domain != AF_UNIX or not size:
-        check_rights(domain, fd, block, raw)
+        check_rights(domain, fd, size, raw)
     if address is not None:
         put_address(block, sock, fd, address)
         keep = keep, address
@@ -174,7 +185,10 @@ def sendmsg(
     """Send `buffers` and the control messages `ancdata`, each (cmsg_level, cmsg_type, bytes-like), in one sendmsg(2).
 
     The number of bytes sent. As `socket.socket.sendmsg`, but a process whose SIGPIPE has its default action
-    does not die of it, and MSG_DONTWAIT is honoured on a socket with a timeout.
+    does not die of it (BrokenPipeError instead), and MSG_DONTWAIT is honoured on a socket with a timeout. An
+    `address` is as the socket's family has it in `socket`; OSError too if a host in it is not found. EMSGSIZE past
+    1024 buffers. What MSG_ZEROCOPY lends to the kernel must stay as it is for longer than the call; PyPy cannot
+    promise that of bytes objects.
 
     >>> import socket
     >>> a, b = socket.socketpair()
@@ -197,7 +211,7 @@ def send_control(
         block = outgoing_pool.pop()
     except IndexError:
         block = outgoing()
-    keep = gather(block, buffers), put_control(block, control)
+    keep = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers), put_control(block, control)
     if address is not None:
         put_address(block, sock, fd, address)
     _audit("socket.sendmsg", sock, address)
@@ -240,7 +254,18 @@ def recv_fds(
     The descriptors are the caller's, ints, not inheritable. Unlike `socket.recv_fds` it honours `flags`, never
     loses a descriptor to other control messages, and closes what it did not ask for: descriptors beyond `maxfds`
     (MSG_CTRUNC is then set in msg_flags) and pidfds. MSG_CTRUNC is also set if the descriptor table is full;
-    `recv_message` raises instead.
+    `recv_message` raises instead. If it raises, a signal handler's exception too, nothing that came is left open.
+
+    ValueError for a negative `bufsize` or `maxfds`. No data is the end of a stream, or an empty datagram.
+
+    >>> import os, socket
+    >>> a, b = socket.socketpair()
+    >>> send_fds(a, [b"three"], [0, 1, 2])
+    5
+    >>> data, fds, flags, address = recv_fds(b, 100, 2)
+    >>> data, len(fds), flags == socket.MSG_CTRUNC, os.get_inheritable(fds[0])
+    (b'three', 2, True, False)
+    >>> os.close(fds[0]); os.close(fds[1]); a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
     if flags != 0 and (type(flags) is not int or flags >> 31):
@@ -294,7 +319,17 @@ def recvmsg(
     """Receive at most `bufsize` bytes and `ancbufsize` bytes of control messages: (data, ancdata, msg_flags, address).
 
     As `socket.socket.recvmsg`, but descriptors among the control messages are not inheritable, and MSG_DONTWAIT is
-    honoured on a socket with a timeout. The caller owns every descriptor in `ancdata`.
+    honoured on a socket with a timeout. The caller owns every descriptor in `ancdata`, a list of (cmsg_level,
+    cmsg_type, bytes); what finds no room in `ancbufsize`, as CMSG_SPACE counts it, the kernel drops and sets
+    MSG_CTRUNC. MSG_CMSG_CLOEXEC never shows in msg_flags.
+
+    ValueError for a negative size. RuntimeWarning for a control message that claims to be longer than there is.
+
+    >>> import socket
+    >>> a, b = socket.socketpair()
+    >>> sendmsg(a, [b"some bytes"]), recvmsg(b, 4), recvmsg(b, 100, CMSG_SPACE(4))
+    (10, (b'some', [], 0, None), (b' bytes', [], 0, None))
+    >>> a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
     if flags != 0 and (type(flags) is not int or flags >> 31):
@@ -329,7 +364,15 @@ def recvmsg_into(
 ) -> tuple[int, Ancillary, int, Any]:
     """As `recvmsg`, scattering the bytes into writable `buffers` without a copy: (nbytes, ancdata, msg_flags, address).
 
-    With MSG_TRUNC in `flags`, nbytes is a datagram's whole length, which may be more than there was room for.
+    With MSG_TRUNC in `flags`, nbytes is a datagram's whole length, which may be more than there was room for. TypeError
+    for a buffer that cannot be written to, EMSGSIZE past 1024 buffers.
+
+    >>> import socket
+    >>> a, b = socket.socketpair()
+    >>> head, body = bytearray(4), bytearray(10)
+    >>> sendmsg(a, [b"headbody"]), recvmsg_into(b, [head, body]), head, body[:4]
+    (8, (8, [], 0, None), bytearray(b'head'), bytearray(b'body'))
+    >>> a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     if flags != 0 and (type(flags) is not int or flags >> 31):
@@ -386,7 +429,7 @@ def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) 
     address = sender(sock, fd, block.name[0:namelen]) if namelen else None
     ints[NAMELEN] = NOT_ARRIVED
     into_pool.append(block)
-    return got, [], msg_flags, address
+    return got, [], msg_flags & SHOWN if flags else msg_flags, address
 
 
 def inside(ancdata: Ancillary) -> list[int]:
@@ -412,7 +455,8 @@ def sendmsg_afalg(
 ) -> int:
     """Set the operation (ALG_OP_ENCRYPT...), the IV and the length of associated data of an AF_ALG socket, and send.
 
-    As `socket.socket.sendmsg_afalg`; Linux, see <linux/if_alg.h>.
+    `msg` is an iterable of bytes-like objects; the number of bytes sent. As `socket.socket.sendmsg_afalg`; Linux,
+    see <linux/if_alg.h>. OSError for a socket of another family, TypeError for a negative `op` or `assoclen`.
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg_afalg")
     if family(sock, fd) != AF_ALG:
@@ -441,7 +485,7 @@ def afalg_control(
 
 
 def CMSG_LEN(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
-    """The cmsg_len of a control message with `length` bytes of data, without padding; cmsg(3).
+    """The cmsg_len of a control message with `length` bytes of data, without padding; OverflowError; cmsg(3).
 
     >>> CMSG_LEN(4) - CMSG_LEN(0)
     4
@@ -450,7 +494,7 @@ def CMSG_LEN(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
 
 
 def CMSG_SPACE(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
-    """The bytes that a control message with `length` bytes of data takes up, padding included; cmsg(3).
+    """The bytes that a control message with `length` bytes of data takes up, padding included; OverflowError; cmsg(3).
 
     >>> CMSG_SPACE(4) >= CMSG_LEN(4)
     True

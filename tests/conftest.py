@@ -10,6 +10,7 @@ import gc
 import importlib.util
 import os
 import pkgutil
+import signal
 import sys
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def backends(config) -> list[str]:
         return asked
     built = importlib.util.find_spec("fdpass_cffi._api") is not None
     return ["abi", "api"] if built else ["abi"]
+
+
+def pytest_configure(config):
+    """Heed SIGINT: a shell has what it runs in the background ignore it, and so would every program under test."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config):

@@ -26,6 +26,11 @@ class NotAnInt:
         return "3"
 
 
+class Huge:
+    def fileno(self):
+        return 1 << 40
+
+
 class Closed:
     def fileno(self):
         return -1
@@ -254,6 +259,7 @@ NO_SOCKETS = [
     ("float", 3.0, TypeError, "sock.*float"),
     ("None", None, TypeError, "sock.*NoneType"),
     ("no-int", NotAnInt(), TypeError, "sock.*str"),
+    ("huge-fileno", Huge(), OverflowError, "sock.*1099511627776"),
     ("shut", Closed(), EBADF, "sock is closed"),
 ]
 

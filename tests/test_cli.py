@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PACKAGE
+from kernel import room_for
 
 SECONDS = 120  # after which a run counts as hung; an emulated machine is slow
 ROW = re.compile(
@@ -503,6 +504,20 @@ def test_info_kernel_without(fdpass, monkeypatch):
     assert f"no: ENOPROTOOPT, {os.strerror(errno.ENOPROTOOPT)}" == kernel["SO_PASSRIGHTS"]
     assert "no: this platform has no SO_PASSCRED" == kernel["SO_PASSCRED"]
     assert "no: the flag was taken, and ignored" == kernel["MSG_CMSG_CLOEXEC"]
+
+
+@pytest.mark.parametrize("free", range(4))
+def test_info_full_table(fdpass, free):
+    """With next to no descriptor left it tells all that it can; what cannot be tried then is unknown, not missing."""
+    whole = fdpass.info.sections()
+    with room_for(free):
+        some = fdpass.info.sections()
+    assert {title: list(section) for title, section in whole.items()} == {title: list(some[title]) for title in some}
+    assert whole["software"] == some["software"]
+    for name, value in some["kernel"].items():
+        assert value == whole["kernel"][name] or value.startswith("unknown: EMFILE, "), name
+    if free < 2:
+        assert some["limits"]["descriptors a message"].startswith("unknown: EMFILE, ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for what it has")

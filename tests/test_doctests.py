@@ -21,11 +21,8 @@ OLD = {  # what an older kernel lacks, by the object whose example needs it
 
 # What is still without: a name goes when its docstring has an example.
 WITHOUT = {
-    "Channel.connect", "Channel.close", "LocalProtocolError", "ProtocolError", "TruncatedError", "recvmsg_into",
-    "sendmsg_afalg",
+    "Channel.connect", "Channel.close", "LocalProtocolError", "ProtocolError", "TruncatedError", "sendmsg_afalg",
 }  # fmt: skip
-# What is shown in the docstring of its counterpart, which it belongs to.
-SHOWN_WITH = {"recv_fds": "send_fds", "recvmsg": "sendmsg"}
 
 
 def examples(fdpass, name):
@@ -72,10 +69,7 @@ def test_a_public_name_has_an_example(name):
     """Its docstring shows it in use; a method's may be in its class's."""
     named = dict(public_objects())
     owner, _, method = name.partition(".")
-    if name in SHOWN_WITH:
-        assert f"{name}(" in (inspect.getdoc(named[SHOWN_WITH[name]]) or "")
-    else:
-        assert (name not in WITHOUT) is shows(name, named[name], named[owner] if method else None)
+    assert (name not in WITHOUT) is shows(name, named[name], named[owner] if method else None)
 
 
 def test_an_example_that_is_wrong_is_found(fdpass, monkeypatch):

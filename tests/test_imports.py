@@ -29,7 +29,7 @@ LEVELS = [
     _darwin _scratch _sock _truncated
     _backend _unreturned fd
     _abi _api _arguments _close _cmsg _platform _sockaddr
-    errors
+    _unix errors
     """.splitlines()
     if line.strip()
 ]
@@ -41,7 +41,8 @@ PURE = {
     "_platform": "",
     "_cmsg": "struct",
     "_arguments": "operator sys",
-    "_sockaddr": "operator os socket struct sys",
+    "_sockaddr": "operator os socket struct sys ._unix",
+    "_unix": "os",
     "frames": "struct .errors",
 }
 # What _sockaddr may take from `socket`: numbers, exceptions, and what only converts.

@@ -8,6 +8,7 @@ import doctest
 import enum
 import errno
 import inspect
+import io
 import mmap
 import os
 import socket
@@ -15,6 +16,8 @@ import struct
 import sys
 import threading
 import warnings
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from support import (
@@ -28,6 +31,7 @@ from support import (
     fds_in,
     identities,
     identity,
+    needs_cpython,
     needs_real_kernel,
     open_numbers,
     pair,
@@ -43,7 +47,7 @@ except ImportError:  # as in a Python that was built without libffi
 
 DGRAM, STREAM, SEQPACKET = socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET
 PEEK, TRUNC, CTRUNC, DONTWAIT = socket.MSG_PEEK, socket.MSG_TRUNC, socket.MSG_CTRUNC, socket.MSG_DONTWAIT
-SCM_CREDENTIALS = 2
+SCM_CREDENTIALS, SO_ZEROCOPY, MSG_ZEROCOPY = 2, 60, 0x4000000  # Linux's
 UCRED = struct.Struct("iII")  # unix(7): pid, uid, gid
 TEXT = bytes(range(256)) * 400
 
@@ -116,7 +120,8 @@ def test_what_a_socket_may_be(fdpass):
         pass
 
     with pair() as (a, b), Own(fileno=os.dup(a.fileno())) as own, descriptors(1) as sent:
-        for sock in (a, a.fileno(), own, Wrapper(a), asyncio.trsock.TransportSocket(a)):
+        enumerated = SimpleNamespace(fileno=lambda: enum.IntEnum("Name", {"A": a.fileno()}).A)
+        for sock in (a, a.fileno(), own, Wrapper(a), asyncio.trsock.TransportSocket(a), enumerated):
             assert 4 == fdpass.send_fds(sock, [b"some"], sent)
             assert 4 == fdpass.sendmsg(sock, [b"data"])
         for sock in (b, b.fileno(), Wrapper(b), asyncio.trsock.TransportSocket(b), b):
@@ -208,6 +213,7 @@ BUFFERS = {
     "mmap": lambda: [mapped(b"mapped"), b"not"],
     "bytearray": lambda: [bytearray(b"one buffer")],
     "subclass": lambda: [Text(b"abc")],
+    "BytesIO": lambda: [io.BytesIO(b"lent").getbuffer()],
     "page": lambda: [TEXT[:4096]],
     "over-a-page": lambda: [TEXT[:4097]],
     "large": lambda: [TEXT],
@@ -310,7 +316,8 @@ def test_no_ancillary_data(fdpass):
 
 
 def test_send_fds_takes_whatever_has_a_descriptor(fdpass):
-    """ints, files and sockets, mixed, in any iterable, once or twice; none at all is a message without."""
+    """Files, sockets, ints and what acts as one, mixed, in any iterable, once or twice; none is a message without."""
+    standard = enum.IntEnum("Standard", {"IN": 0})
     with pair() as (a, b), open(os.devnull, "rb") as file, descriptors(2) as sent:
         forms = [
             ([file, sent[0], a, sent[1], file], [file.fileno(), sent[0], a.fileno(), sent[1], file.fileno()]),
@@ -321,6 +328,9 @@ def test_send_fds_takes_whatever_has_a_descriptor(fdpass):
             (range(sent[0], sent[0] + 1), sent[:1]),
             ([0], [0]),
             ([1, 0], [1, 0]),
+            ([Number(0)], [0]),  # as socket.send_fds takes it
+            ([Number(sent[0]), 1, file], [sent[0], 1, file.fileno()]),
+            ([standard.IN, SimpleNamespace(fileno=lambda: standard.IN)], [0, 0]),
             (sent * 126, sent * 126),
             ([], []),
         ]
@@ -329,6 +339,20 @@ def test_send_fds_takes_whatever_has_a_descriptor(fdpass):
             data, received, flags, _ = fdpass.recv_fds(b, 10, 253)
             assert (b"data", identities(expected), 0) == (data, identities(received), flags)
             close(received)
+
+
+def test_close_on_exec_does_not_show(fdpass):
+    """MSG_CMSG_CLOEXEC may be asked for, and is not among the returned flags, whatever receives."""
+    with pair() as (a, b):
+        a.send(b"x" * 10)
+        for receive in (
+            lambda flags: fdpass.recvmsg(b, 1, 0, flags),
+            lambda flags: fdpass.recvmsg(b, 1, 100, flags),
+            lambda flags: fdpass.recvmsg_into(b, [bytearray(1)], 0, flags),
+            lambda flags: fdpass.recvmsg_into(b, [bytearray(1)], 100, flags),
+            lambda flags: fdpass.recv_fds(b, 1, 1, flags),
+        ):
+            assert 0 == receive(fdpass.MSG_CMSG_CLOEXEC)[2]
 
 
 def test_flags_may_be_any_int(fdpass):
@@ -376,6 +400,27 @@ def test_addresses_of_af_unix(fdpass, tmp_path):
             assert a.getsockname() == fdpass.recvmsg(b, 10)[3] == fdpass.recvmsg_into(b, [bytearray(9)])[3]
 
 
+def test_a_full_table_spoils_no_first_receive(fdpass, tmp_path):
+    """With no descriptor left, not even to open a module, the first message comes with its data, flags and sender."""
+    code = """if True:
+        import os, socket, sys
+        from kernel import room_for
+        from fdpass_cffi import recv_fds
+        a, b = (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2))
+        with a, b:
+            a.bind(sys.argv[1] + "/a")
+            b.bind(sys.argv[1] + "/b")
+            a.connect(sys.argv[1] + "/b")
+            socket.send_fds(a, [b"data"], [0, 0, 0])
+            with room_for(2):
+                data, fds, flags, address = recv_fds(b, 10, 3)
+                for fd in fds:
+                    os.close(fd)
+        print(data, len(fds), flags & socket.MSG_CTRUNC == socket.MSG_CTRUNC, address == sys.argv[1] + "/a")
+    """
+    assert "b'data' 2 True True\n" == run_child(fdpass, code, tmp_path)
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["INET", "INET6"])
 def test_addresses_of_inet(fdpass, family):
     """UDP datagrams go where the address says and tell where they came from, as with socket."""
@@ -412,6 +457,33 @@ def test_a_stream_over_tcp(fdpass):
             for module in (STDLIB, fdpass):
                 assert 9 == module.sendmsg(a, [b"some", b" data"])
                 assert (b"some data", [], 0, None) == module.recvmsg(b, 100, 100)
+                assert 2 == module.send_fds(a, [b"no"], [])  # no descriptors, none to lose
+                assert 1 == module.send_fds(a, [b"w"], ())
+                assert (b"now", [], 0, None) == module.recvmsg(b, 100)
+
+
+@needs_cpython  # PyPy may move a bytes object, or lend a copy of it, and its own socket always does
+def test_zero_copy_reads_the_memory_of_the_caller(fdpass):
+    """What MSG_ZEROCOPY is given and the kernel has yet to read is not written over by the next call."""
+    sent, lent = b"", []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        with socket.create_connection(server.getsockname()) as a, server.accept()[0] as b:
+            try:
+                a.setsockopt(SOL_SOCKET, SO_ZEROCOPY, 1)
+            except OSError as error:
+                pytest.skip(f"no SO_ZEROCOPY here: {error}")
+            a.setblocking(False)
+            b.settimeout(60)
+            with suppress(BlockingIOError):
+                for letter in range(64):
+                    lent.append(bytes([letter]) * 4000)
+                    sent += lent[-1][: fdpass.sendmsg(a, lent[-1:], [], MSG_ZEROCOPY)]
+            assert len(sent) > 100_000
+            got = b""
+            while len(got) < len(sent):
+                got += b.recv(1 << 20)
+    assert sent == got
 
 
 # Receiving
@@ -527,6 +599,7 @@ def test_datagrams_and_ends(fdpass):
 INTO = {
     "none": list,
     "empty": lambda: [bytearray()],
+    "BytesIO": lambda: [io.BytesIO(b"." * 20).getbuffer()],
     "bytearray": lambda: [bytearray(b"." * 20)],
     "small": lambda: [bytearray(b"." * 4)],
     "several": lambda: [bytearray(b"." * 3), bytearray(b"." * 2), bytearray(b"." * 9)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -84,7 +85,7 @@ class Wrapper:
 
 @both
 def test_a_timeout_ends_the_wait(fdpass, name):
-    """A socket with a timeout raises what can be caught as TimeoutError and as socket.timeout, with its errno."""
+    """A socket with a timeout raises a TimeoutError that is a socket.timeout, has its errno, and can be pickled."""
     with pair() as (a, b), alarm(20):
         sock, call = blocked(fdpass, name, a, b)
         for timeout in (1e-6, 0.02):
@@ -93,6 +94,8 @@ def test_a_timeout_ends_the_wait(fdpass, name):
                 call(sock)
             assert isinstance(caught.value, TimeoutError)
             assert errno.ETIMEDOUT == caught.value.errno
+            again = pickle.loads(pickle.dumps(caught.value))
+            assert (type(caught.value), errno.ETIMEDOUT) == (type(again), again.errno)
 
 
 @both
