@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
+import pickle
 import resource
 import socket
 
@@ -248,3 +250,20 @@ def test_it_is_an_oserror_like_any_other(fdpass):
     error = fdpass.TruncatedError("unknown", "why")
     assert isinstance(error, OSError)
     assert (errno.EMSGSIZE, "why") == error.args
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_the_errors_survive_a_process_pool(fdpass, protocol):
+    """Pickled or copied, each has its type, its errno, its text and its figures."""
+    figures = {"reason": "maxfds", "data": b"data", "received": 3, "maxfds": 2, "limit": None, "open": None}
+    truncated = fdpass.TruncatedError("maxfds", "why", data=b"data", received=3, maxfds=2)
+    broken = fdpass.ProtocolError("what was wrong")
+    broken.told = 5
+    refused = fdpass.LocalProtocolError("too long")
+    for again in (lambda error: pickle.loads(pickle.dumps(error, protocol)), copy.copy):
+        same = again(truncated)
+        assert (fdpass.TruncatedError, errno.EMSGSIZE, "why") == (type(same), *same.args)
+        assert {**figures, "messages": []} == vars(same)
+        same = again(broken)
+        assert (fdpass.ProtocolError, errno.EPROTO, "what was wrong", 5) == (type(same), *same.args, same.told)
+        assert ("too long",) == again(refused).args
