@@ -33,7 +33,7 @@ from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, f
 from ._truncated import truncated
 from .errors import TruncatedError
 from .fd import adopt, close_owned
-from .message import LOST, Message, drop_failed, lost, put_other, recv_message
+from .message import LOST, NOBODY, Message, drop_failed, ends, lost, put_other, recv_message
 from .sendall import MSG_OOB, Sending, tell
 
 TYPE_CHECKING = False
@@ -324,7 +324,7 @@ def recv_one_by_one(sock: FileDescriptorLike, fd: int, n: int, bufsize: int, max
                 except TruncatedError as error:
                     found.append(error)
                 waiting = flags | MSG_DONTWAIT
-                if ends(fd, found[-1]):
+                if isinstance(found[-1], Message) and ends(fd, found[-1]):
                     break
         except OSError:  # nothing more for now, or an error that must not cost what came before
             if not found:
@@ -335,13 +335,6 @@ def recv_one_by_one(sock: FileDescriptorLike, fd: int, n: int, bufsize: int, max
                 message.close()
         raise
     return whole(found)
-
-
-def ends(fd: int, message: Message | TruncatedError) -> bool:
-    """Whether this is the end of a stream, after which there are only more of it."""
-    if not isinstance(message, Message) or message.data or message.fds:
-        return False
-    return getsockopt(fd, SO_TYPE) == SOCK_STREAM
 
 
 def whole(found: list[Message | TruncatedError]) -> list[Message]:
@@ -468,6 +461,8 @@ class Arrivals:
                 put_other(message, other, len(pidfds))
             found.append(message)
             if not data and not rights and ends(fd, message):
+                if message.credentials == NOBODY:
+                    message.credentials = None
                 break
         return found
 

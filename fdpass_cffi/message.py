@@ -38,13 +38,14 @@ from ._scratch import (
     incoming,
     incoming_pool,
 )
-from ._sock import Socket, fileno
+from ._send import SOCK_STREAM
+from ._sock import SO_TYPE, Socket, fileno, getsockopt
 from ._truncated import truncated
 from .fd import OwnedFd, adopt, adopt_shared, close_owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NamedTuple, SupportsIndex
+    from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
     from ._sock import FileDescriptorLike
 
@@ -63,6 +64,8 @@ else:
     """
 
 UCRED = struct.Struct("iII")  # pid_t, uid_t, gid_t
+# What Linux writes at the end of a stream, where no sender is. Elsewhere it is root of another pid namespace.
+NOBODY = Credentials(0, 0, 0)
 SCM_CREDENTIALS = CONSTANTS.get("SCM_CREDENTIALS")
 SCM_SECURITY = CONSTANTS.get("SCM_SECURITY")
 SCM_RIGHTS, SCM_PIDFD = CONSTANTS["SCM_RIGHTS"], CONSTANTS.get("SCM_PIDFD")
@@ -73,13 +76,13 @@ RARE = ("ancdata", "credentials", "security")
 
 
 class Message:
-    """What one receive brought: a context manager that closes the descriptors that were not taken.
+    """What one receive brought: a context manager that closes the descriptors that were not taken. Not to be copied.
 
     `data`: bytes. `fds`: list of OwnedFd; take one with `.fds.pop()`, `.fds[0].detach()`, `.to_file()`...
     `address`: of the sender, as `socket` gives it. `flags`: msg_flags of recvmsg(2).
-    `credentials`: Credentials, if pass_credentials is on. `pidfd`: an OwnedFd of the sender's process, if pass_pidfd
-    is on. `security`: the sender's security label, bytes, if SO_PASSSEC is on. `ancdata`: any other control
-    messages, (cmsg_level, cmsg_type, bytes) each.
+    `credentials`: Credentials, if pass_credentials is on (None at the end of a stream, which nobody sent). `pidfd`: an
+    OwnedFd of the sender's process, if pass_pidfd is on. `security`: the sender's security label, bytes, if
+    SO_PASSSEC is on. `ancdata`: any other control messages, (cmsg_level, cmsg_type, bytes) each.
 
     >>> import os, socket
     >>> a, b = socket.socketpair()
@@ -130,6 +133,11 @@ class Message:
         except BaseException:  # a signal handler's: close the rest first
             close_owned(owned)
             raise
+
+    def _no_copy(self, *args: object) -> NoReturn:
+        raise TypeError("a Message cannot be copied or pickled, since it owns descriptors; its data can")
+
+    __copy__ = __deepcopy__ = __reduce_ex__ = _no_copy
 
     def __repr__(self) -> str:
         parts = [f"{len(self.data)} bytes", f"fds={self.fds!r}"]
@@ -216,11 +224,18 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
         message = Message(data, owned, msg_flags, address)
         if other is not None:
             put_other(message, other, len(pidfds or ()))
+            if message.credentials == NOBODY and ends(fd, message):
+                message.credentials = None
         return message
     except BaseException:
         abandon(block, fds)
         close_owned(owned)
         raise
+
+
+def ends(fd: int, message: Message) -> bool:
+    """Whether this is the end of a stream, after which there is only more of it, and not an empty datagram."""
+    return not message.data and not message.fds and getsockopt(fd, SO_TYPE) == SOCK_STREAM
 
 
 def lost(msg_flags: int, flags: int) -> int:
