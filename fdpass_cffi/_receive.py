@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SCM_PIDFD = CONSTANTS.get("SCM_PIDFD")
+MSG_TRUNC = CONSTANTS["MSG_TRUNC"]
 lib_recvmsg = lib.recvmsg
 if KERNEL.truncation_leaks or KERNEL.sets_no_cloexec:
     from functools import partial
@@ -115,6 +116,8 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
     if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
         block.sizes[IOV_LEN] = bufsize
         block.lens[CONTROLLEN] = room
+        if flags & MSG_TRUNC:
+            wipe(block)
         if room:
             flags |= MSG_CMSG_CLOEXEC
         got = lib_recvmsg(fd, block.msg, flags)
@@ -122,7 +125,18 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
             got = receive_again(sock, fd, block, room, flags)
         return block.data[0 : got if got <= bufsize else bufsize]  # type: ignore[no-any-return]
     memory = data_room(block, bufsize)
+    if flags & MSG_TRUNC:
+        wipe(block)
     return received_data(block, memory, receive(sock, fd, block, room, flags))
+
+
+def wipe(block: Block) -> None:
+    """Zeros where the data goes, before a call with MSG_TRUNC: TCP counts its bytes then and writes none of them.
+
+    What an earlier call left there would be taken for them; tcp(7).
+    """
+    size = block.sizes[IOV_LEN]
+    ffi.memmove(block.iov.iov_base, bytes(size), size)
 
 
 def only_item(block: Block) -> list[int] | None:

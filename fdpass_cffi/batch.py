@@ -33,7 +33,7 @@ from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, f
 from ._truncated import truncated
 from .errors import TruncatedError
 from .fd import adopt, close_owned
-from .message import LOST, NOBODY, Message, drop_failed, ends, lost, put_other, recv_message
+from .message import LOST, MSG_TRUNC, NOBODY, Message, drop_failed, ends, lost, put_other, recv_message
 from .sendall import MSG_OOB, Sending, tell
 
 TYPE_CHECKING = False
@@ -383,6 +383,9 @@ class Arrivals:
         """recvmmsg(2), waited for; how many messages came."""
         deadline = None
         asked = flags | MSG_CMSG_CLOEXEC | MSG_WAITFORONE
+        if flags & MSG_TRUNC:  # as `wipe` does for a single receive
+            start = self.vector.datas
+            self.vector.bytes[start:] = bytes(len(self.vector.bytes) - start)
         while True:
             got: int = lib_recvmmsg(fd, self.vector.vec, self.n, asked, ffi.NULL)  # type: ignore[misc]
             if got >= 0:

@@ -275,3 +275,27 @@ def test_it_is_neither_copied_nor_pickled(fdpass, duplicate):
             assert message == message  # noqa: PLR0124
             assert message != fdpass.Message(message.data, message.fds)
             assert [False] == [owned.closed for owned in message.fds]
+
+
+RECEIVES = {
+    "recvmsg": lambda fdpass, *args: fdpass.recvmsg(*args[:2], 0, *args[2:])[0],
+    "recv_fds": lambda fdpass, sock, bufsize, flags: fdpass.recv_fds(sock, bufsize, 1, flags)[0],
+    "recv_message": lambda fdpass, sock, bufsize, flags: fdpass.recv_message(sock, bufsize, 1, flags).data,
+    "recv_messages": lambda fdpass, sock, bufsize, flags: fdpass.recv_messages(sock, 1, bufsize, 1, flags)[0].data,
+}
+
+
+@pytest.mark.parametrize("receive", RECEIVES.values(), ids=RECEIVES)
+@pytest.mark.parametrize("bufsize", [100, 70_000])
+def test_what_tcp_only_counts_shows_no_other_call_s_data(fdpass, receive, bufsize):
+    """With MSG_TRUNC, TCP writes nothing into the buffer: zeros come, never what an earlier message left there."""
+    secret = b"a secret of somebody else" * 4
+    with socket.socket() as listener, pair() as (a, b):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+            a.send(secret)
+            assert secret == receive(fdpass, b, bufsize, 0)
+            client.sendall(bytes(range(1, 9)))
+            assert len(server.recv(8, socket.MSG_PEEK | socket.MSG_WAITALL)) == 8
+            assert receive(fdpass, server, bufsize, socket.MSG_TRUNC) in {bytes(8), bytes(range(1, 9))}

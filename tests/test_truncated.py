@@ -174,7 +174,7 @@ def test_what_cannot_be_known_is_said_to_be_unknown(fdpass, monkeypatch):
     with pair() as (a, b), descriptors(1) as fds:
         a.sendmsg([b"data"], rights(fds))
         with monkeypatch.context() as patch:
-            patch.setattr(fdpass._receive, "lib_recvmsg", lossy)
+            patch.setattr(fdpass.message, "lib_recvmsg", lossy)
             error = lost(fdpass, fdpass.recv_message, b, 10, 5)
         assert ("unknown", b"data", 1) == (error.reason, error.data, error.received)
         assert "does not say why" in str(error)
