@@ -58,8 +58,9 @@ class TruncatedError(OSError):
     - "unknown": the kernel says that control data was lost, and not why.
 
     `data` is what came, bytes which are off the queue (unless the call had MSG_PEEK: then all of the message is
-    still there); `received` the number of descriptors that came, and were closed. `messages` are the whole messages of
-    the same batch (recv_messages), the caller's to close.
+    still there); `received` the number of descriptors that came, and were closed. `flags` are the msg_flags of
+    recvmsg(2): with MSG_TRUNC among them, whatever the reason, `data` is not all of a datagram. `messages` are the
+    whole messages of the same batch (recv_messages), the caller's to close.
 
     >>> import os, resource, socket
     >>> a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -95,6 +96,7 @@ class TruncatedError(OSError):
         maxfds: int | None = None,
         limit: int | None = None,
         open: int | None = None,  # noqa: A002 - what it counts
+        flags: int = 0,
     ) -> None:
         super().__init__(errno.EMSGSIZE, explanation)
         self.reason = reason
@@ -103,4 +105,5 @@ class TruncatedError(OSError):
         self.maxfds = maxfds
         self.limit = limit
         self.open = open
+        self.flags = flags
         self.messages: list[object] = []
