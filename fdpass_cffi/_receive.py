@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SCM_PIDFD = CONSTANTS.get("SCM_PIDFD")
+MSG_TRUNC = CONSTANTS["MSG_TRUNC"]
 # In a struct sockaddr: on Linux two bytes for the family, on the BSDs one for the length and one for the family.
 FAMILY, UNIX_FAMILY = (slice(2), struct.pack("=H", AF_UNIX)) if LINUX else (slice(1, 2), bytes((AF_UNIX,)))
 lib_recvmsg = lib.recvmsg
@@ -119,6 +120,8 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
     if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
         block.sizes[IOV_LEN] = bufsize
         block.lens[CONTROLLEN] = room
+        if flags & MSG_TRUNC:
+            wipe(block)
         if room:
             flags |= MSG_CMSG_CLOEXEC
         got = lib_recvmsg(fd, block.msg, flags)
@@ -126,7 +129,18 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
             got = receive_again(sock, fd, block, room, flags)
         return block.data[0 : got if got <= bufsize else bufsize]  # type: ignore[no-any-return]
     memory = data_room(block, bufsize)
+    if flags & MSG_TRUNC:
+        wipe(block)
     return received_data(block, memory, receive(sock, fd, block, room, flags))
+
+
+def wipe(block: Block) -> None:
+    """Zeros where the data goes, before a call with MSG_TRUNC: TCP counts its bytes then and writes none of them.
+
+    What an earlier call left there would be taken for them; tcp(7).
+    """
+    size = block.sizes[IOV_LEN]
+    ffi.memmove(block.iov.iov_base, bytes(size), size)
 
 
 def only_item(block: Block) -> list[int] | None:

@@ -13,6 +13,7 @@ import sys
 from array import array
 from errno import EBADF, EINVAL, EMSGSIZE
 from functools import lru_cache
+from itertools import islice
 
 from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
 from ._scratch import (
@@ -97,13 +98,13 @@ def borrow(block: Block, buffers: Iterable[Buffer]) -> object:
     return spread(block, [exported(data, "buffers") for data in each("buffers", buffers, "bytes-like objects")])
 
 
-def each(name: str, given: Iterable[Any], what: str) -> list[Any]:
-    """`given` as a list; a TypeError that names the argument if it is not iterable."""
+def each(name: str, given: Iterable[Any], what: str, most: int | None = None) -> list[Any]:
+    """`given` as a list, of its first `most`; a TypeError that names the argument if it is not iterable."""
     try:
         iterator = iter(given)
     except TypeError:
         raise TypeError(f"{name} must be an iterable of {what}, not {type(given).__name__}") from None
-    return list(iterator)
+    return list(iterator if most is None else islice(iterator, most))
 
 
 def exported(data: Buffer, name: str, *, writable: bool = False) -> Any:
@@ -201,12 +202,12 @@ def _holds(raw: bytes, low: bytes, value: int) -> bool:
     return False
 
 
-def pack_fds(given: Sequence[FileDescriptorLike]) -> bytes:
+def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
     """A list of descriptors as C ints, each checked."""
     try:
         raw = _pack_ints(given)
     except (TypeError, OverflowError, struct.error):
-        return _pack_ints([descriptor(item, f"fds[{i}]") for i, item in enumerate(given)])
+        return _pack_ints([descriptor(item, f"{name}[{i}]") for i, item in enumerate(given)])
     # What packs well and is still refused: bools, and negative ints, whose high byte is no ASCII.
     low = raw[LOW_BYTE::4]
     if (
@@ -215,7 +216,7 @@ def pack_fds(given: Sequence[FileDescriptorLike]) -> bytes:
         or not raw[3 - LOW_BYTE :: 4].isascii()
     ):
         for i, item in enumerate(given):
-            descriptor(item, f"fds[{i}]")
+            descriptor(item, f"{name}[{i}]")
     return raw
 
 

@@ -9,21 +9,25 @@ from errno import EMFILE, ENFILE
 from ._backend import CONSTANTS
 from .errors import TruncatedError
 
-MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
+MSG_TRUNC, MSG_CTRUNC = CONSTANTS["MSG_TRUNC"], CONSTANTS["MSG_CTRUNC"]
 COUNTED = 1 << 16  # beyond this many possible descriptors they are not counted one by one
 
 
 def truncated(msg_flags: int, data: bytes, count: int, maxfds: int, room_left: int) -> TruncatedError:
     """The error for a message with `count` descriptors that are still open, of which `maxfds` were asked for."""
+    reason, limit, opened = "data", None, None
     if count > maxfds:
-        why = f"the sender sent {count} descriptors or more, and maxfds is {maxfds}"
-        return TruncatedError("maxfds", why, data=data, received=count, maxfds=maxfds)
-    if not msg_flags & MSG_CTRUNC:
+        reason, why = "maxfds", f"the sender sent {count} descriptors or more, and maxfds is {maxfds}"
+    elif msg_flags & MSG_CTRUNC:
+        reason, why, limit, opened = _control_lost(room_left)
+        why = f"descriptors or other control data were lost: {why}"
+    else:
         why = "the datagram is longer than bufsize, and its end is lost"
-        return TruncatedError("data", why, data=data, received=count, maxfds=maxfds)
-    reason, why, limit, opened = _control_lost(room_left)
-    why = f"descriptors or other control data were lost: {why}"
-    return TruncatedError(reason, why, data=data, received=count, maxfds=maxfds, limit=limit, open=opened)
+    if msg_flags & MSG_TRUNC and reason != "data":
+        why += "; the data is not all of it either, for the datagram is longer than bufsize"
+    return TruncatedError(
+        reason, why, data=data, received=count, maxfds=maxfds, limit=limit, open=opened, flags=msg_flags
+    )
 
 
 def refused(small: bool) -> TruncatedError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from array import array
 from errno import EINVAL, EOPNOTSUPP
+from functools import partial
 from itertools import accumulate
 
 from . import _vector as v
@@ -32,12 +33,12 @@ from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, f
 from ._truncated import truncated
 from .errors import TruncatedError
 from .fd import adopt, close_cells, close_owned, owners
-from .message import LOST, Message, drop_failed, lost, put_other, recv_message
-from .sendall import Sending
+from .message import LOST, MSG_TRUNC, NOBODY, Message, drop_failed, ends, lost, put_other, recv_message
+from .sendall import MSG_OOB, Sending, tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any, Optional, SupportsIndex
 
     from ._send import Buffer
@@ -61,11 +62,12 @@ def send_messages(
 ) -> int:
     """Send `messages`, each (data, fds), in order; how many went: all, if the socket blocks and no error came.
 
-    At most 1024 go in one call. Each is one message with at most 253 descriptors, which stay the caller's. An error
-    is raised if the first one did not go: call again with the rest to learn of a later one's. A stream keeps
-    no bounds between messages, but what is sent of one is sent whole, also on a non-blocking socket; if it cannot be
-    (the timeout, MSG_DONTWAIT, the peer is gone), the exception has `messages_sent`, how many went whole, and
-    of the next one `bytes_sent` and `fds_sent`. Errors otherwise as `sendall_fds`; sendmmsg(2).
+    At most 1024 go in one call, and no more are taken from an iterator. Each is one message with at most 253
+    descriptors, which stay the caller's. An error is raised if the first one did not go: call again with the rest to
+    learn of a later one's. A stream keeps no bounds between messages, but what is sent of one is sent whole, also
+    on a non-blocking socket; if it cannot be (the timeout, MSG_DONTWAIT, the peer is gone), that is an error too.
+    Whatever is raised has `messages_sent`, how many went whole, and of the next one `bytes_sent` and `fds_sent`.
+    Errors otherwise as `sendall_fds`; sendmmsg(2).
 
     >>> import socket
     >>> a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -78,27 +80,45 @@ def send_messages(
     (b'two', 2)
     >>> a.close(); b.close()
     """
+    try:
+        go = batch_of(sock, messages, flags)
+    except BaseException as error:
+        told(error, 0, None)
+        raise
+    return go()
+
+
+def batch_of(
+    sock: FileDescriptorLike, messages: Iterable[tuple[Buffer, Iterable[FileDescriptorLike]]], flags: int
+) -> Callable[[], int]:
+    """What sends `messages`, all of which is checked before."""
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
     flags = c_int("flags", flags)
-    given = each("messages", messages, "(data, fds) pairs")[: v.MOST]
+    given = each("messages", messages, "(data, fds) pairs", v.MOST)
     sys.audit("socket.sendmsg", sock, None)
-    quick = uniform(given) if lib_sendmmsg is not None else None
+    quick = uniform(given) if lib_sendmmsg is not None and not flags & MSG_OOB else None
     if quick is not None:
         if family(sock, fd) != AF_UNIX:
             raise ValueError(NOT_UNIX)
-        vector, datas = quick
-        sent = dispatch(sock, fd, vector, datas, given[0][1], flags)
-        if len(_one_each) < KEPT:
-            vector.kept = None
-            _one_each.append(vector)
-        return sent
+        return partial(send_uniform, sock, fd, *quick, given[0][1], flags)
     outgoing = [prepared(item, i) for i, item in enumerate(given)]
-    check(sock, fd, outgoing)
+    check(sock, fd, outgoing, flags)
     if not outgoing:
-        return 0
+        return int
     if lib_sendmmsg is None:
-        return send_one_by_one(sock, fd, outgoing, flags)
-    return dispatch(sock, fd, filled(outgoing), [part for part, _, _ in outgoing], outgoing[0][2], flags)
+        return partial(send_one_by_one, sock, fd, outgoing, flags)
+    return partial(dispatch, sock, fd, filled(outgoing), [part for part, _, _ in outgoing], outgoing[0][2], flags)
+
+
+def send_uniform(
+    sock: FileDescriptorLike, fd: int, vector: v.Vector, datas: list[bytes], first: list[FileDescriptorLike], flags: int
+) -> int:
+    """`dispatch` of what `uniform` made, whose vector goes back to its pool."""
+    sent = dispatch(sock, fd, vector, datas, first, flags)
+    if len(_one_each) < KEPT:
+        vector.kept = None
+        _one_each.append(vector)
+    return sent
 
 
 def dispatch(
@@ -106,29 +126,50 @@ def dispatch(
 ) -> int:
     """sendmmsg(2), waited for; how many went. `parts` are the messages' data, `first` the first one's descriptors."""
     waiting = None
-    while True:
-        sent: int = lib_sendmmsg(fd, vector.vec, len(parts), flags | MSG_NOSIGNAL)  # type: ignore[misc]
-        if sent >= 0:
-            break
-        code = take_errno()
-        if waiting is None:
-            waiting = Sending(sock, fd, b"", pack_fds(first), flags)
-        waiting.retry(code, waiting.raw)
-    part, size = parts[sent - 1], vector.ints[((sent - 1) * v.HEADER + v.MSG_LEN) // 4]
-    if 0 < size < len(part):  # a stream socket took it in part; the descriptors went with its first byte
-        part = exported(part, "data") if isinstance(part, bytes) else part
-        whole_or_told(Sending(sock, fd, part, b"", flags, sent=size), sent - 1)
-    return sent
-
-
-def whole_or_told(sending: Sending, whole: int) -> None:
-    """Send what is left of a message; an exception is told how many went whole before it, and how much of it."""
+    results = [0]  # of sendmmsg(2), since a signal that ends it, having sent some, may raise before `sent` is set
+    rest = None
     try:
-        sending.run()
+        while True:
+            results.extend(map(lib_sendmmsg, (fd,), (vector.vec,), (len(parts),), (flags | MSG_NOSIGNAL,)))  # type: ignore[arg-type]
+            sent = results[-1]
+            if sent >= 0:
+                break
+            code = take_errno()
+            if waiting is None:
+                waiting = Sending(sock, fd, b"", pack_fds(first), flags)
+            waiting.retry(code, waiting.raw)
+        rest = begun(sock, fd, vector, parts, sent, flags)
+        if rest is not None:
+            rest.run()
+        return sent
     except BaseException as error:
-        sending.tell(error)
-        error.messages_sent = whole  # type: ignore[attr-defined]
+        sent = max(results[-1], 0)
+        rest = rest or begun(sock, fd, vector, parts, sent, flags)
+        told(error, sent - (rest is not None), rest)
         raise
+
+
+def begun(
+    sock: FileDescriptorLike, fd: int, vector: v.Vector, parts: list[Any], sent: int, flags: int
+) -> Sending | None:
+    """The last of `sent` messages, if a stream socket took it in part; its descriptors went with its first byte."""
+    if not sent:
+        return None
+    i, part = sent - 1, parts[sent - 1]
+    size = vector.ints[(i * v.HEADER + v.MSG_LEN) // 4]
+    if not 0 < size < len(part):
+        return None
+    sending = Sending(sock, fd, exported(part, "data") if isinstance(part, bytes) else part, b"", flags, sent=size)
+    sending.sizes[0] = vector.lens[(vector.controls + i * vector.control) // LEN + v.CMSG_LEN] - LAYOUT.data
+    return sending
+
+
+def told(error: BaseException, whole: int, sending: Sending | None) -> None:
+    """Put on an exception how many messages went whole, and how much of the next one, which `sending` sends."""
+    if sending is not None and sending.complete():
+        whole, sending = whole + 1, None
+    tell(error, sending)
+    error.messages_sent = whole  # type: ignore[attr-defined]
 
 
 def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes]] | None:
@@ -186,19 +227,21 @@ def prepared(item: Any, i: int) -> Outgoing:
         data, fds = item
     except (TypeError, ValueError):
         raise TypeError(f"messages[{i}] must be (data, fds), not {item!r}") from None
-    given = each("fds", fds, "descriptors")
-    return exported(data, f"messages[{i}]: data"), pack_fds(given), given
+    given = each(f"messages[{i}]: fds", fds, "descriptors")
+    return exported(data, f"messages[{i}]: data"), pack_fds(given, f"messages[{i}]: fds"), given
 
 
-def check(sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing]) -> None:
+def check(sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing], flags: int) -> None:
     """ValueError where a kernel would take the descriptors of a message and lose them."""
     if not any(raw for _, raw, _ in outgoing):
         return
     if family(sock, fd) != AF_UNIX:
         raise ValueError(NOT_UNIX)
+    urgent = bool(flags & MSG_OOB)  # which carries no descriptors
     for i, (part, raw, _) in enumerate(outgoing):
-        if raw and not len(part) and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
-            raise ValueError(f"messages[{i}] has no byte: a stream socket loses descriptors sent without data")
+        if raw and len(part) <= urgent and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
+            what = "no byte but the one that MSG_OOB makes urgent" if len(part) else "no byte"
+            raise ValueError(f"messages[{i}] has {what}: a stream socket loses descriptors sent without data")
 
 
 def filled(outgoing: list[Outgoing]) -> v.Vector:
@@ -218,17 +261,23 @@ def filled(outgoing: list[Outgoing]) -> v.Vector:
 
 def send_one_by_one(sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing], flags: int) -> int:
     """The same by sendmsg(2)."""
-    for sent, (part, raw, _) in enumerate(outgoing):
-        sending = Sending(sock, fd, part, raw, flags)
-        sending.at_once = sys.maxsize  # one message is one message
-        sending.patient = not sent
-        try:
-            whole_or_told(sending, sent)
-        except OSError:
-            if sending.started() or not sent:
-                raise
-            return sent
-    return len(outgoing)
+    sendings: list[Sending] = []
+    try:
+        for part, raw, _ in outgoing:
+            sending = Sending(sock, fd, part, raw, flags)
+            sending.at_once = sys.maxsize  # one message is one message
+            sending.patient = not sendings
+            sendings.append(sending)
+            try:
+                sending.run()
+            except OSError:
+                if sending.started() or len(sendings) == 1:
+                    raise
+                return len(sendings) - 1
+        return len(outgoing)
+    except BaseException as error:
+        told(error, len(sendings) - 1 if sendings else 0, sendings[-1] if sendings else None)
+        raise
 
 
 def recv_messages(
@@ -282,7 +331,7 @@ def recv_one_by_one(sock: FileDescriptorLike, fd: int, n: int, bufsize: int, max
                 except TruncatedError as error:
                     found.append(error)
                 waiting = flags | MSG_DONTWAIT
-                if ends(fd, found[-1]):
+                if isinstance(found[-1], Message) and ends(fd, found[-1]):
                     break
         except OSError:  # nothing more for now, or an error that must not cost what came before
             if not found:
@@ -293,13 +342,6 @@ def recv_one_by_one(sock: FileDescriptorLike, fd: int, n: int, bufsize: int, max
                 message.close()
         raise
     return whole(found)
-
-
-def ends(fd: int, message: Message | TruncatedError) -> bool:
-    """Whether this is the end of a stream, after which there are only more of it."""
-    if not isinstance(message, Message) or message.data or message.fds:
-        return False
-    return getsockopt(fd, SO_TYPE) == SOCK_STREAM
 
 
 def whole(found: list[Message | TruncatedError]) -> list[Message]:
@@ -349,6 +391,9 @@ class Arrivals:
         """recvmmsg(2), waited for; how many messages came."""
         deadline = None
         asked = flags | MSG_CMSG_CLOEXEC | MSG_WAITFORONE
+        if flags & MSG_TRUNC:  # as `wipe` does for a single receive
+            start = self.vector.datas
+            self.vector.bytes[start:] = bytes(len(self.vector.bytes) - start)
         while True:
             got: int = lib_recvmmsg(fd, self.vector.vec, self.n, asked, ffi.NULL)  # type: ignore[misc]
             if got >= 0:
@@ -431,6 +476,8 @@ class Arrivals:
                 put_other(message, other, len(pidfds))
             found.append(message)
             if not data and not rights and ends(fd, message):
+                if message.credentials == NOBODY:
+                    message.credentials = None
                 break
         return found
 

@@ -8,7 +8,7 @@ from errno import EINTR, ENOPROTOOPT
 from ._backend import CONSTANTS, SYSTEM, ffi, lib
 from ._close import close_all
 from ._platform import DARWIN, LINUX, OPENBSD
-from ._sock import SOL_SOCKET, fileno, os_error, read_option, take_errno
+from ._sock import AF_UNIX, SOL_SOCKET, family, fileno, os_error, read_option, take_errno
 from .fd import OwnedFd, adopt
 from .message import UCRED, Credentials
 
@@ -34,9 +34,10 @@ def _read(fd: int, level: int, option: int, room: int) -> bytes:
 def peer_credentials(sock: FileDescriptorLike) -> Credentials:
     """(pid, uid, gid) of the process that connected or listened, at that moment: SO_PEERCRED, or LOCAL_PEERCRED.
 
-    The pid is 0 where the kernel does not tell it (FreeBSD), or the process is in another pid namespace. OSError:
-    ENOPROTOOPT where a platform has no such option, ENOTSOCK, EBADF; of an unconnected socket, pid 0 and ids -1
-    as 4294967295 on Linux.
+    The pid is 0 where the kernel does not tell it (FreeBSD), or the process is in another pid namespace. Of a socket
+    without a peer that it knows, unconnected or a datagram socket that is no socketpair's, Linux says pid 0 and
+    4294967295, no id, for both ids. ValueError if `sock` is not an AF_UNIX socket, where Linux says the same.
+    OSError: ENOPROTOOPT where a platform has no such option, ENOTSOCK, EBADF.
 
     >>> import os, socket
     >>> a, b = socket.socketpair()
@@ -45,6 +46,8 @@ def peer_credentials(sock: FileDescriptorLike) -> Credentials:
     >>> a.close(); b.close()
     """
     fd = fileno(sock, "getsockopt")
+    if family(sock, fd) != AF_UNIX:
+        raise ValueError("sock is not an AF_UNIX socket: it has no peer credentials")
     if SYSTEM == LINUX:
         return Credentials(*UCRED.unpack(_read(fd, SOL_SOCKET, _option("SO_PEERCRED"), UCRED.size)))
     if SYSTEM == OPENBSD:  # struct sockpeercred: uid, gid, pid

@@ -358,7 +358,7 @@ def _description(fd: int) -> str:
         link = os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return kind
-    if link.startswith("/memfd:"):
+    if link.startswith("/memfd:") and link.endswith(" (deleted)"):  # else a file of that name
         return f"memfd {link[len('/memfd:') : -len(' (deleted)')]!r}"
     if link.startswith("anon_inode:"):  # anon_inode:[eventfd], anon_inode:inotify
         return link[len("anon_inode:") :].strip("[]")

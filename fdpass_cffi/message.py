@@ -24,6 +24,7 @@ from ._receive import (
     receive_again,
     received_data,
     sender,
+    wipe,
 )
 from ._scratch import (
     CMSG_DATA,
@@ -38,13 +39,14 @@ from ._scratch import (
     incoming,
     incoming_pool,
 )
-from ._sock import Socket, fileno
+from ._send import SOCK_STREAM
+from ._sock import SO_TYPE, Socket, fileno, getsockopt
 from ._truncated import truncated
 from .fd import OwnedFd, adopt, adopt_shared, close_owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NamedTuple, SupportsIndex
+    from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
     from ._sock import FileDescriptorLike
 
@@ -63,6 +65,8 @@ else:
     """
 
 UCRED = struct.Struct("iII")  # pid_t, uid_t, gid_t
+# What Linux writes at the end of a stream, where no sender is. Elsewhere it is root of another pid namespace.
+NOBODY = Credentials(0, 0, 0)
 SCM_CREDENTIALS = CONSTANTS.get("SCM_CREDENTIALS")
 SCM_SECURITY = CONSTANTS.get("SCM_SECURITY")
 SCM_RIGHTS, SCM_PIDFD = CONSTANTS["SCM_RIGHTS"], CONSTANTS.get("SCM_PIDFD")
@@ -73,13 +77,13 @@ RARE = ("ancdata", "credentials", "security")
 
 
 class Message:
-    """What one receive brought: a context manager that closes the descriptors that were not taken.
+    """What one receive brought: a context manager that closes the descriptors that were not taken. Not to be copied.
 
     `data`: bytes. `fds`: list of OwnedFd; take one with `.fds.pop()`, `.fds[0].detach()`, `.to_file()`...
     `address`: of the sender, as `socket` gives it. `flags`: msg_flags of recvmsg(2).
-    `credentials`: Credentials, if pass_credentials is on. `pidfd`: an OwnedFd of the sender's process, if pass_pidfd
-    is on. `security`: the sender's security label, bytes, if SO_PASSSEC is on. `ancdata`: any other control
-    messages, (cmsg_level, cmsg_type, bytes) each.
+    `credentials`: Credentials, if pass_credentials is on (None at the end of a stream, which nobody sent). `pidfd`: an
+    OwnedFd of the sender's process, if pass_pidfd is on. `security`: the sender's security label, bytes, if
+    SO_PASSSEC is on. `ancdata`: any other control messages, (cmsg_level, cmsg_type, bytes) each.
 
     >>> import os, socket
     >>> a, b = socket.socketpair()
@@ -131,6 +135,11 @@ class Message:
             close_owned(owned)
             raise
 
+    def _no_copy(self, *args: object) -> NoReturn:
+        raise TypeError("a Message cannot be copied or pickled, since it owns descriptors; its data can")
+
+    __copy__ = __deepcopy__ = __reduce_ex__ = _no_copy
+
     def __repr__(self) -> str:
         parts = [f"{len(self.data)} bytes", f"fds={self.fds!r}"]
         parts += [
@@ -175,12 +184,16 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
         if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
             block.sizes[IOV_LEN] = bufsize
             block.lens[CONTROLLEN] = CONTROL_ROOM
+            if flags & MSG_TRUNC:
+                wipe(block)
             got = lib_recvmsg(fd, block.msg, flags | MSG_CMSG_CLOEXEC)
             if got < 0:
                 got = receive_again(sock, fd, block, CONTROL_ROOM, flags | MSG_CMSG_CLOEXEC)
             data = block.data[0 : got if got <= bufsize else bufsize]
         else:
             memory = data_room(block, bufsize)
+            if flags & MSG_TRUNC:
+                wipe(block)
             data = received_data(block, memory, receive(sock, fd, block, CONTROL_ROOM, flags))
         ints = block.ints
         if block.head[:] == block.usual and maxfds:
@@ -216,11 +229,18 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
         message = Message(data, owned, msg_flags, address)
         if other is not None:
             put_other(message, other, len(pidfds or ()))
+            if message.credentials == NOBODY and ends(fd, message):
+                message.credentials = None
         return message
     except BaseException:
         abandon(block, fds)
         close_owned(owned)
         raise
+
+
+def ends(fd: int, message: Message) -> bool:
+    """Whether this is the end of a stream, after which there is only more of it, and not an empty datagram."""
+    return not message.data and not message.fds and getsockopt(fd, SO_TYPE) == SOCK_STREAM
 
 
 def lost(msg_flags: int, flags: int) -> int:

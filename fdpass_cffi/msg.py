@@ -20,6 +20,7 @@ from ._backend import CONSTANTS, KERNEL, LAYOUT, ffi
 from ._close import close_tail
 from ._receive import (
     MSG_CMSG_CLOEXEC,
+    MSG_TRUNC,
     abandon,
     ancillary,
     bring,
@@ -34,6 +35,7 @@ from ._receive import (
     receive_again,
     received_data,
     sender,
+    wipe,
 )
 from ._scratch import (
     CMSG_DATA,
@@ -283,12 +285,16 @@ def recv_fds(
         if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
             block.sizes[IOV_LEN] = bufsize
             block.lens[CONTROLLEN] = CONTROL_ROOM
+            if flags & MSG_TRUNC:
+                wipe(block)
             got = lib_recvmsg(fd, block.msg, flags | MSG_CMSG_CLOEXEC)
             if got < 0:
                 got = receive_again(sock, fd, block, CONTROL_ROOM, flags | MSG_CMSG_CLOEXEC)
             data = block.data[0 : got if got <= bufsize else bufsize]
         else:
             memory = data_room(block, bufsize)
+            if flags & MSG_TRUNC:
+                wipe(block)
             data = received_data(block, memory, receive(sock, fd, block, CONTROL_ROOM, flags))
         ints = block.ints
         if block.head[:] == block.usual and maxfds:

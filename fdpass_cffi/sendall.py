@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from errno import EAGAIN, EINTR, ENOMEM, ETIMEDOUT, ETOOMANYREFS, EWOULDBLOCK
+from errno import EAGAIN, EINTR, ENOMEM, EPIPE, ETIMEDOUT, ETOOMANYREFS, EWOULDBLOCK
+from select import POLLHUP
 from time import monotonic, sleep
 
 from ._arguments import c_int
-from ._backend import LAYOUT
+from ._backend import LAYOUT, ffi, lib
 from ._scratch import SCM_RIGHTS, SOL_SOCKET, Block, outgoing, outgoing_pool
 from ._send import (
     MSG_NOSIGNAL,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from ._sock import FileDescriptorLike
 
 INT = 4  # bytes
+MSG_OOB = int(socket.MSG_OOB)
 FOREVER = float("inf")
 AT_ONCE = (252, 244)  # descriptors that musl's sendmsg has room for: without credentials, and with them
 
@@ -68,9 +71,10 @@ def sendall_fds(
     privileged). A short write is finished, also on a non-blocking socket, and so is a send that must wait for
     the receiver, because too many descriptors of this user are in flight (ETOOMANYREFS).
 
-    ValueError, before anything is sent, for descriptors over a socket that is not AF_UNIX and for too few bytes. An
-    OSError (BlockingIOError if the socket is non-blocking and took nothing, TimeoutError past its timeout, one
-    deadline for the whole call) has `bytes_sent` and `fds_sent`, what the kernel had accepted until then.
+    ValueError, before anything is sent, for descriptors over a socket that is not AF_UNIX and for too few bytes (with
+    MSG_OOB, whose byte carries none, for descriptors that would ride on it). OSError: BlockingIOError if the socket
+    is non-blocking and took nothing, TimeoutError past its timeout, one deadline for the whole call. Whatever is
+    raised has `bytes_sent` and `fds_sent`, what the kernel had accepted until then.
 
     >>> import os, socket
     >>> a, b = socket.socketpair()
@@ -78,19 +82,32 @@ def sendall_fds(
     >>> with recv_message(b, 100, 253) as first, recv_message(b, 100, 253) as rest:
     ...     first.data, len(first.fds), rest.data, len(rest.fds)
     (b's', 253, b'ome bytes', 47)
+    >>> a.setblocking(False)
+    >>> try:
+    ...     sendall_fds(a, bytes(10_000_000), [0], socket.MSG_DONTWAIT)
+    ... except BlockingIOError as error:
+    ...     0 < error.bytes_sent < 10_000_000, error.fds_sent
+    (True, 1)
     >>> a.close(); b.close()
     """
-    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
-    given = each("fds", fds, "descriptors")
-    raw, part = pack_fds(given), exported(data, "data")
-    sending = Sending(sock, fd, part, raw, c_int("flags", flags), address, packed_credentials(credentials))
-    sending.check()
-    sys.audit("socket.sendmsg", sock, address)
+    sending = None
     try:
+        fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
+        given = each("fds", fds, "descriptors")
+        raw, part = pack_fds(given), exported(data, "data")
+        sending = Sending(sock, fd, part, raw, c_int("flags", flags), address, packed_credentials(credentials))
+        sending.check()
+        sys.audit("socket.sendmsg", sock, address)
         sending.run()
     except BaseException as error:
-        sending.tell(error)
+        tell(error, sending)
         raise
+
+
+def tell(error: BaseException, sending: Sending | None) -> None:
+    """Put on an exception what the kernel had accepted until then; nothing, if it had not come to sending."""
+    sent, passed = sending.accepted() if sending is not None else (0, 0)
+    error.bytes_sent, error.fds_sent = sent, passed  # type: ignore[attr-defined]
 
 
 def packed_credentials(credentials: tuple[int, int, int] | None) -> list[tuple[int, int, bytes]]:
@@ -148,9 +165,11 @@ class Sending:
             raise ValueError(f"sock is not an AF_UNIX socket: {what} do not pass over any other")
         messages = -(-count // self.at_once)
         least = messages if messages > 1 else int(self.is_stream())
+        what = f"{count} descriptors" if count else "credentials"
         if size < least:
-            what = f"{count} descriptors" if count else "credentials"
             raise ValueError(f"data: {what} take at least {least} bytes of it, not {size}")
+        if self.flags & MSG_OOB and (messages > 1 or size == 1):
+            raise ValueError(f"flags: {what} would be lost on the byte that MSG_OOB makes urgent")
 
     def is_stream(self) -> bool:
         """Whether the socket keeps no bounds between messages."""
@@ -221,11 +240,14 @@ class Sending:
         """Whether something has gone already."""
         return bool(self.sent or self.passed)
 
-    def tell(self, error: BaseException) -> None:
-        """Put on an exception what the kernel had accepted until then."""
+    def accepted(self) -> tuple[int, int]:
+        """How many bytes and descriptors the kernel has taken."""
         done = [(sent, size) for sent, size in zip(self.results, self.sizes) if sent >= 0]
-        error.bytes_sent = sum([sent for sent, _ in done])  # type: ignore[attr-defined]
-        error.fds_sent = sum([size for _, size in done]) // INT  # type: ignore[attr-defined]
+        return sum([sent for sent, _ in done]), sum([size for _, size in done]) // INT
+
+    def complete(self) -> bool:
+        """Whether the kernel has taken all; of several messages, if they are sent as one."""
+        return len(self.results) > 1 and 0 <= self.results[-1] and self.accepted()[0] == len(self.part)
 
     def retry(self, code: int, rights: bytes) -> None:
         """Wait until it makes sense to try again, or raise."""
@@ -239,15 +261,27 @@ class Sending:
             raise explain(os_error(code, self.fd), self.fd, rights)
         if self.deadline is None:
             self.deadline = monotonic() + timeout if timeout else FOREVER
-        if not full:
+        if not full and self.address is None:
             wait(self.fd, OUT, self.deadline)
         elif monotonic() >= self.deadline:
-            raise Timeout(ETIMEDOUT, "timed out: too many descriptors in flight, and the receiver takes none")
-        else:
-            sleep(0.001)  # nothing tells when the receiver takes some
+            why = "too many descriptors in flight, and the receiver takes none" if full else "the receiver takes none"
+            raise Timeout(ETIMEDOUT, f"timed out: {why}")
+        elif hung_up(self.fd):  # which a kernel that refuses for the number in flight does not say
+            raise os_error(EPIPE)
 
     def timeout(self) -> float | None:
         """Seconds to wait at most; 0 for a socket that does not block, None for one that waits for ever."""
-        if isinstance(self.sock, Socket):
-            return self.sock.gettimeout()
-        return None if os.get_blocking(self.fd) else 0
+        timeout = self.sock.gettimeout() if isinstance(self.sock, Socket) else None
+        if timeout is None and not os.get_blocking(self.fd):
+            return 0  # also a socket.socket: who shares the open file may have set O_NONBLOCK
+        return timeout
+
+
+def hung_up(fd: int) -> bool:
+    """Wait a moment for what poll(2) cannot tell, that the receiver takes some; whether it is gone."""
+    pollfd = ffi.new("struct pollfd *", (fd, 0, 0))
+    if lib.poll(pollfd, 1, 1) > 0:
+        if pollfd.revents & POLLHUP:
+            return True
+        sleep(0.001)  # an error that is pending makes poll return at once
+    return False

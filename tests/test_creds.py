@@ -53,6 +53,29 @@ def test_an_unconnected_socket_has_no_peer(fdpass):
         assert (0, 0xFFFFFFFF, 0xFFFFFFFF) == fdpass.peer_credentials(sock)
 
 
+@needs_credentials
+def test_a_connected_datagram_socket_knows_no_peer(fdpass):
+    """As documented: pid 0 and no ids; those of a socketpair know."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as b:
+        b.bind(b"\0fdpass" + os.urandom(6))
+        a.connect(b.getsockname())
+        assert (0, 0xFFFFFFFF, 0xFFFFFFFF) == fdpass.peer_credentials(a)
+    with pair(socket.SOCK_DGRAM) as (a, _):
+        assert os.getpid() == fdpass.peer_credentials(a).pid
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_only_an_af_unix_socket_has_peer_credentials(fdpass, kind):
+    """Over TCP and UDP Linux answers with no ids and no error: here it is a ValueError, by object and by number."""
+    with socket.socket(socket.AF_INET, kind) as sock:
+        for given in (sock, sock.fileno()):
+            with pytest.raises(ValueError, match="sock is not an AF_UNIX socket"):
+                fdpass.peer_credentials(given)
+    with descriptors(1) as (pipe,), pytest.raises(OSError) as caught:
+        fdpass.peer_credentials(pipe)
+    assert errno.ENOTSOCK == caught.value.errno
+
+
 @needs_peer_pidfd
 def test_a_pidfd_of_another_process(fdpass, connected):
     """It is close-on-exec, and becomes readable when that process, no other, ends."""

@@ -485,6 +485,15 @@ def test_repr_says_what_is_held(tmp_path, monkeypatch):
                 assert without in {says(owned), "*"}
 
 
+def test_repr_of_a_file_named_like_a_memfd(monkeypatch):
+    """A file in the root whose name begins like a memfd's link is shown as the file that it is."""
+    with OwnedFd(os.open(__file__, os.O_RDONLY)) as owned:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "readlink", lambda _: "/memfd:name")
+            text = repr(owned)
+        assert f"<OwnedFd {owned.fileno()} file '/memfd:name'>" == text
+
+
 def test_repr_of_what_is_not_open():
     """A number that the system does not know is said to be bad, which is no error of repr."""
     owned = OwnedFd(2**31 - 1)

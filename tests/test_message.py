@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
+import pickle
 import socket
 import struct
 
@@ -225,3 +227,75 @@ def test_what_a_dead_sender_leaves_is_no_negative_descriptor(fdpass):
     assert (0, [], [5]) == (drop_failed(pidfds, fds), pidfds, fds)
     pidfds, fds = [-errno.EMFILE, 9], [5, -errno.EMFILE, 9]
     assert (socket.MSG_CTRUNC, [9], [5, 9]) == (drop_failed(pidfds, fds), pidfds, fds)
+
+
+@needs_credentials
+@pytest.mark.parametrize("way", ["one", "batch", "loop"])
+def test_nobody_is_named_as_the_sender_of_an_end(fdpass, way):
+    """At the end of a stream Linux writes pid 0, uid 0, gid 0, which would read as root: there are no credentials."""
+
+    def receive(sock):
+        if way == "one":
+            return fdpass.recv_message(sock, 10, 1)
+        if way == "batch":
+            return fdpass.recv_messages(sock, 3, 10, 1)[-1]
+        return fdpass.batch.recv_one_by_one(sock, sock.fileno(), 3, 10, 1, 0)[-1]
+
+    with pair() as (a, b):
+        fdpass.pass_credentials(b)
+        a.send(b"last")
+        a.close()
+        if way == "one":
+            assert os.getpid() == receive(b).credentials.pid
+        for _ in range(2):
+            message = receive(b)
+            assert (b"", None) == (message.data, message.credentials)
+
+
+@needs_credentials
+def test_an_empty_datagram_has_a_sender(fdpass):
+    """It is no end, and its credentials stay, also those of root in another pid namespace."""
+    message = fdpass.Message(b"", [])
+    with pair(socket.SOCK_DGRAM) as (a, b):
+        fdpass.pass_credentials(b)
+        a.send(b"")
+        assert os.getpid() == fdpass.recv_message(b, 10, 1).credentials.pid
+        assert not fdpass.message.ends(b.fileno(), message)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_is_neither_copied_nor_pickled(fdpass, duplicate):
+    """A copy would be a second owner of the same descriptors: TypeError, whether there are any or not."""
+    with pair() as (a, b), descriptors(1) as sent:
+        a.sendmsg([b"x"], rights(sent))
+        with fdpass.recv_message(b, 1, 1) as message:
+            for one in (message, fdpass.Message(b"", [])):
+                with pytest.raises(TypeError, match="a Message cannot be copied or pickled"):
+                    duplicate(one)
+            assert message == message  # noqa: PLR0124
+            assert message != fdpass.Message(message.data, message.fds)
+            assert [False] == [owned.closed for owned in message.fds]
+
+
+RECEIVES = {
+    "recvmsg": lambda fdpass, *args: fdpass.recvmsg(*args[:2], 0, *args[2:])[0],
+    "recv_fds": lambda fdpass, sock, bufsize, flags: fdpass.recv_fds(sock, bufsize, 1, flags)[0],
+    "recv_message": lambda fdpass, sock, bufsize, flags: fdpass.recv_message(sock, bufsize, 1, flags).data,
+    "recv_messages": lambda fdpass, sock, bufsize, flags: fdpass.recv_messages(sock, 1, bufsize, 1, flags)[0].data,
+}
+
+
+@pytest.mark.parametrize("receive", RECEIVES.values(), ids=RECEIVES)
+@pytest.mark.parametrize("bufsize", [100, 70_000])
+def test_what_tcp_only_counts_shows_no_other_call_s_data(fdpass, receive, bufsize):
+    """With MSG_TRUNC, TCP writes nothing into the buffer: zeros come, never what an earlier message left there."""
+    secret = b"a secret of somebody else" * 4
+    with socket.socket() as listener, pair() as (a, b):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
+            a.send(secret)
+            assert secret == receive(fdpass, b, bufsize, 0)
+            client.sendall(bytes(range(1, 9)))
+            assert len(server.recv(8, socket.MSG_PEEK | socket.MSG_WAITALL)) == 8
+            assert receive(fdpass, server, bufsize, socket.MSG_TRUNC) in {bytes(8), bytes(range(1, 9))}

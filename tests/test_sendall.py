@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 from kernel import needs_credentials, needs_root
-from support import SOL_SOCKET, alarm, descriptors, fds_in, fill, identities, identity, on_alarm, pair, run_child
+from support import SOL_SOCKET, Alarm, alarm, descriptors, fds_in, fill, identities, identity, on_alarm, pair, run_child
 
 KINDS = [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]
 
@@ -175,6 +175,59 @@ def test_an_interrupt_says_how_far_it_came(fdpass):
         data, found = take(b)
         assert (len(data), len(found)) == (caught.value.bytes_sent, caught.value.fds_sent)
         assert 0 < len(data) < 1 << 22
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [((b"x", [-1]), OSError), ((b"x", [987_654]), OSError), ((b"", [0]), ValueError), (("text", [0]), TypeError)],
+)
+def test_what_is_refused_has_the_numbers_too(fdpass, args, error):
+    """Whoever catches an error can read (0, 0) from it, whether the kernel or this library refused."""
+    with pair() as (a, _), pytest.raises(error) as caught:
+        fdpass.sendall_fds(a, *args)
+    assert (0, 0) == (caught.value.bytes_sent, caught.value.fds_sent)
+    for sock in (a, 987_654):  # closed by now
+        with pytest.raises(OSError) as caught:
+            fdpass.sendall_fds(sock, b"x", [0])
+        assert (errno.EBADF, 0, 0) == (caught.value.errno, caught.value.bytes_sent, caught.value.fds_sent)
+
+
+def test_a_socket_object_on_a_file_that_does_not_block(fdpass):
+    """Who shares the open file has set O_NONBLOCK, of which the socket object knows nothing: it is finished as well."""
+    data = os.urandom(1 << 19)
+    with pair() as (a, b), descriptors(1) as sent, alarm(60):
+        a.setsockopt(SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        os.set_blocking(a.fileno(), False)
+        assert a.gettimeout() is None
+        receiver = Receiver(b, 0.0005)
+        receiver.start()
+        fdpass.sendall_fds(a, data, sent)
+        a.close()
+        assert (data, 1) == (receiver.all()[0], len(receiver.found))
+
+
+@pytest.mark.parametrize("timeout", [0.1, 0])
+def test_a_receiver_by_address_whose_queue_is_full(fdpass, monkeypatch, timeout):
+    """poll(2) calls the sender writable all the while: it looks again every millisecond, and does not spin."""
+    real, calls = fdpass.sendall.lib_sendmsg, []
+
+    def counted(*args):
+        calls.append(args)
+        return real(*args)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as b:
+        b.bind(b"\0fdpass" + os.urandom(6))
+        a.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                a.sendto(b"x", b.getsockname())
+        assert b"x" == b.recv(1)  # room for the first of two
+        a.settimeout(timeout)
+        monkeypatch.setattr(fdpass.sendall, "lib_sendmsg", counted)
+        with alarm(10 if timeout else 0.1), pytest.raises(TimeoutError if timeout else Alarm) as caught:
+            fdpass.sendall_fds(a, b"xy", [0] * 254, address=b.getsockname())
+        assert (1, 253) == (caught.value.bytes_sent, caught.value.fds_sent)
+        assert len(calls) < 150
 
 
 def test_a_peer_that_goes_away(fdpass):
@@ -341,6 +394,18 @@ def test_too_many_in_flight_at_the_very_first(fdpass, monkeypatch):
             assert (errno.ETOOMANYREFS, 0, 0) == (caught.value.errno, caught.value.bytes_sent, caught.value.fds_sent)
 
 
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_too_many_in_flight_and_the_receiver_is_gone(fdpass, monkeypatch, timeout):
+    """EPIPE: a kernel that says ETOOMANYREFS first would have it wait for somebody who takes nothing any more."""
+    refusing(fdpass, monkeypatch, 0, errno.ETOOMANYREFS)
+    with pair() as (a, b), alarm(20):
+        a.settimeout(timeout)
+        b.close()
+        with pytest.raises(BrokenPipeError) as caught:
+            fdpass.sendall_fds(a, b"x", [0])
+        assert (0, 0) == (caught.value.bytes_sent, caught.value.fds_sent)
+
+
 # Credentials and addresses
 
 
@@ -492,6 +557,21 @@ def test_too_few_bytes(fdpass, no_syscall):
             fdpass.sendall_fds(a, b"xy", [0] * 507)
     with pair(socket.SOCK_SEQPACKET) as (a, _), pytest.raises(ValueError, match="take at least 2 bytes"):
         fdpass.sendall_fds(a, b"x", [0] * 254)
+
+
+def test_an_urgent_byte_carries_no_descriptors(fdpass):
+    """MSG_OOB: the kernel takes descriptors with the urgent byte and loses them; beside another byte they arrive."""
+    with pair() as (a, b), descriptors(1) as sent:
+        for data, fds in ((b"x", sent), (bytes(100), sent * 254)):
+            with pytest.raises(ValueError, match=r"^flags: \d+ descriptors would be lost on the byte that MSG_OOB"):
+                fdpass.sendall_fds(a, data, fds, socket.MSG_OOB)
+        try:
+            fdpass.sendall_fds(a, b"xy", sent, socket.MSG_OOB)
+        except OSError as error:  # before Linux 5.15, or built without it
+            assert errno.EOPNOTSUPP == error.errno  # noqa: PT017
+        else:
+            with fdpass.recv_message(b, 10, 1) as message:
+                assert (b"x", 1) == (message.data, len(message.fds))
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
+import pickle
 import resource
 import socket
 
@@ -134,6 +136,34 @@ def test_a_datagram_that_is_too_long(fdpass, receive, kind):
         assert is_whole(receive, a, b)
 
 
+@pytest.mark.parametrize("kind", DGRAMS)
+def test_too_many_descriptors_and_too_much_data(fdpass, receive, kind):
+    """Of two losses none is silent: the reason is that of the descriptors, the text and `.flags` tell of the data."""
+    with pair(kind) as (a, b), descriptors(3) as fds:
+        a.sendmsg([b"long message"], rights(fds))
+        error = lost(fdpass, receive, b, 4, 1)
+        assert ("maxfds", b"long", 1) == (error.reason, error.data, error.maxfds)
+        assert error.flags & socket.MSG_TRUNC
+        assert "the datagram is longer than bufsize" in str(error)
+        a.sendmsg([b"all"], rights(fds))
+        error = lost(fdpass, receive, b, 4, 1)
+        assert ("maxfds", b"all", 0) == (error.reason, error.data, error.flags & socket.MSG_TRUNC)
+        assert "bufsize" not in str(error)
+
+
+@needs_real_kernel
+@pytest.mark.parametrize("kind", DGRAMS)
+def test_a_full_table_and_too_much_data(fdpass, receive, kind):
+    """The same where the table is full."""
+    with pair(kind) as (a, b), descriptors(6) as fds:
+        a.sendmsg([b"some long data"], rights(fds))
+        with room_for(1):
+            error = lost_when_full(fdpass, receive, b)
+        assert ("table-full", b"some long ") == (error.reason, error.data)
+        assert socket.MSG_TRUNC | socket.MSG_CTRUNC == error.flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+        assert "the datagram is longer than bufsize" in str(error)
+
+
 @needs_real_kernel
 def test_a_control_buffer_that_is_too_small(fdpass, monkeypatch):
     """`control-buffer`: with room for two descriptors by the kernel's count, the third is lost, for that reason."""
@@ -172,7 +202,7 @@ def test_what_cannot_be_known_is_said_to_be_unknown(fdpass, monkeypatch):
     with pair() as (a, b), descriptors(1) as fds:
         a.sendmsg([b"data"], rights(fds))
         with monkeypatch.context() as patch:
-            patch.setattr(fdpass._receive, "lib_recvmsg", lossy)
+            patch.setattr(fdpass.message, "lib_recvmsg", lossy)
             error = lost(fdpass, fdpass.recv_message, b, 10, 5)
         assert ("unknown", b"data", 1) == (error.reason, error.data, error.received)
         assert "does not say why" in str(error)
@@ -248,3 +278,20 @@ def test_it_is_an_oserror_like_any_other(fdpass):
     error = fdpass.TruncatedError("unknown", "why")
     assert isinstance(error, OSError)
     assert (errno.EMSGSIZE, "why") == error.args
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_the_errors_survive_a_process_pool(fdpass, protocol):
+    """Pickled or copied, each has its type, its errno, its text and its figures."""
+    figures = {"reason": "maxfds", "data": b"data", "received": 3, "maxfds": 2, "limit": None, "open": None, "flags": 0}
+    truncated = fdpass.TruncatedError("maxfds", "why", data=b"data", received=3, maxfds=2)
+    broken = fdpass.ProtocolError("what was wrong")
+    broken.told = 5
+    refused = fdpass.LocalProtocolError("too long")
+    for again in (lambda error: pickle.loads(pickle.dumps(error, protocol)), copy.copy):
+        same = again(truncated)
+        assert (fdpass.TruncatedError, errno.EMSGSIZE, "why") == (type(same), *same.args)
+        assert {**figures, "messages": []} == vars(same)
+        same = again(broken)
+        assert (fdpass.ProtocolError, errno.EPROTO, "what was wrong", 5) == (type(same), *same.args, same.told)
+        assert ("too long",) == again(refused).args
