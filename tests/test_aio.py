@@ -342,12 +342,13 @@ def test_other_tasks_get_their_turn_amid_a_message(fdpass, run):
             done = True
 
         with behind(fdpass, socket.SOCK_SEQPACKET) as (sock, channel):
-            sock.send(b"\0\0\0\x80\0\0\0\0")
-            for _ in range(128):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            sock.send(b"\0\0\0\xc8\0\0\0\0")
+            for _ in range(200):
                 sock.send(b"x")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(other)
-                assert b"x" * 128 == (await channel.recv()).data
+                assert b"x" * 200 == (await channel.recv()).data
                 assert done
 
     run(main)
