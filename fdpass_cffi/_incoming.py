@@ -20,7 +20,16 @@ import os
 from errno import EINTR, EMFILE, ENFILE
 
 from ._backend import LINUX
-from ._receive import MSG_CMSG_CLOEXEC, abandon, arrived, data_room, lib_recvmsg, only_item, received_data
+from ._receive import (
+    MSG_CMSG_CLOEXEC,
+    abandon,
+    carried,
+    data_room,
+    items,
+    lib_recvmsg,
+    only_item,
+    received_data,
+)
 from ._scratch import (
     CMSG_DATA,
     CONTROL_ROOM,
@@ -111,13 +120,13 @@ class Incoming:
         ENFILE if there is no room for the descriptors that come next: then they are still queued.
         """
         missing, fds = self.decoder.wanted()
-        if LINUX and not self.between and missing == HEADER_SIZE and fds == self.decoder.max_fds:
+        if LINUX and not self.between and self.decoder.idle():
             self.between = True  # `whole` goes first
             return
         if not fds and not self.packets:
             self.take(min(missing, LARGE), flags)
         elif LINUX:
-            self.peek(missing, flags)
+            self.peek(flags)
         else:
             self.take(INCOMING_DATA, flags)
 
@@ -171,12 +180,12 @@ class Incoming:
             if code != EINTR:
                 raise os_error(code, self.fd)
 
-    def peek(self, missing: int, flags: int) -> None:
+    def peek(self, flags: int) -> None:
         """Receive without a risk for the descriptors, as the head of this file says."""
         try:
             message = recv_message(self.fd, INCOMING_DATA, MOST_FDS, flags | MSG_PEEK)
         except TruncatedError as error:
-            self.refuse(error, missing, flags)
+            self.refuse(error, flags)
             return
         if message.pidfd is not None:
             message.pidfd.close()
@@ -194,12 +203,12 @@ class Incoming:
         eaten.extend(map(_read, (self.fd,), (len(message.data) or 1,)))
         self.feed()
 
-    def refuse(self, error: TruncatedError, missing: int, flags: int) -> None:
+    def refuse(self, error: TruncatedError, flags: int) -> None:
         """There is no room for the next descriptors: receive a frame without any that comes before them, or raise."""
         code = TABLES.get(error.reason)
         if code is None:  # not known to pass
             raise error
-        if missing == HEADER_SIZE and not self.packets and bare(error.data[:HEADER_SIZE]):
+        if self.decoder.idle() and not self.packets and bare(error.data[:HEADER_SIZE]):
             self.take(HEADER_SIZE, flags)
             return
         why = f"{os.strerror(code)}: the next descriptors do not fit in the table, and wait in the socket"
@@ -273,7 +282,11 @@ class Incoming:
         raise error
 
     def close(self) -> None:
-        """Close every descriptor that was not handed out."""
+        """Close every descriptor that was not handed out, and forget the socket, which is about to be closed.
+
+        A thread that still waits must not go on with the next file of that number.
+        """
+        self.fd, self.reading = -1, (-1,)
         self.discard()
         for _, fds in self.back:
             close_owned(fds)
@@ -293,7 +306,7 @@ def bare(head: bytes) -> bool:
 class Taken:
     """A receive whose data and descriptors are in the memory of `block`, if `got` has its result."""
 
-    __slots__ = ("block", "fds", "got", "memory")
+    __slots__ = ("block", "count", "fds", "got", "memory")
 
     def __init__(self, size: int) -> None:
         try:
@@ -303,6 +316,7 @@ class Taken:
         self.memory: Any = data_room(self.block, size)
         self.got: list[int] = []
         self.fds: list[OwnedFd] | None = None
+        self.count = 0  # of those that are a frame's
 
     def happened(self) -> bool:
         """Whether the bytes are off the queue."""
@@ -318,9 +332,14 @@ class Taken:
         return data, fds
 
     def owned(self) -> list[OwnedFd]:
-        """The descriptors that came."""
+        """The descriptors that came. A pidfd is the kernel's addition (SO_PASSPIDFD), and no frame's: it is closed."""
         if self.fds is None:
-            numbers = arrived(self.block) if self.happened() else []
+            rights, pidfds = carried(items(self.block)[0]) if self.happened() else ([], [])
+            numbers = rights + [number for number in pidfds if number >= 0]  # less than 0: it could not be made
+            self.count = len(rights)
             self.fds = adopt(numbers) if numbers else []
             self.block.ints[NAMELEN] = NOT_ARRIVED
+        if len(self.fds) > self.count:
+            close_owned(self.fds[self.count :])
+            del self.fds[self.count :]
         return self.fds

@@ -30,11 +30,13 @@ from .frames import HEADER_SIZE, MAX_PACKET, PER_MESSAGE, encode, header
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import TypeVar
 
     from ._sock import FileDescriptorLike
     from .frames import BytesLike
 
     Piece = tuple[list[BytesLike], list[int]]
+    Error = TypeVar("Error", bound=Exception)
 
 WAIT = (EAGAIN, EWOULDBLOCK, ETOOMANYREFS)
 PACKET_OVERHEAD = 64  # bytes of SO_SNDBUF that a packet may not use: 32 in Linux's unix_dgram_sendmsg
@@ -73,7 +75,8 @@ class Outgoing:
         """
         if self.last is not None:
             if torn(*self.last):
-                raise OSError(EPIPE, "the channel is closed for sending: an earlier frame was cut off in its middle")
+                why = "the channel is closed for sending: an earlier frame was cut off in its middle"
+                raise unsent(OSError(EPIPE, why))
             self.last = None
         if type(fds) is not list and type(fds) is not tuple:
             fds = list(fds)
@@ -98,8 +101,12 @@ class Outgoing:
                     self.last = None
                     return None
                 return self.rest(frame, fd, results)
-        raw = pack_fds(fds) if fds else b""
-        return Sending(self, self.encode(data, raw), results, data, raw)
+        try:
+            raw = pack_fds(fds) if fds else b""
+            return Sending(self, self.encode(data, raw), results, data, raw)
+        except OSError as error:
+            unsent(error)
+            raise
 
     def rest(self, frame: bytes, fd: int, results: list[int]) -> Sending:
         """What is left of a small frame after its first send."""
@@ -222,6 +229,12 @@ class Sending:
             self.pieces = self.out.encode(self.data, self.raw)
             return True
         return False
+
+
+def unsent(error: Error) -> Error:
+    """`error`, which says by `bytes_sent` that nothing has gone."""
+    error.bytes_sent = 0  # type: ignore[attr-defined]
+    return error
 
 
 def torn(results: list[int], size: int) -> bool:

@@ -129,19 +129,22 @@ def is_open(fd: int) -> bool:
 
 
 def wait(fd: int, events: int, deadline: float) -> None:
-    """poll(2) `fd` until it is ready or in error; TimeoutError past `deadline` (time.monotonic() seconds)."""
+    """poll(2) `fd` until it is ready or in error; TimeoutError past `deadline` (time.monotonic() seconds).
+
+    Past it also if it is ready: who waits again although it was ready may do so for ever (a byte of MSG_OOB is there).
+    """
     pollfd = ffi.new("struct pollfd *", (fd, events, 0))
     while True:
         left = deadline - monotonic()
-        ready = lib.poll(pollfd, 1, ceil(min(left * 1000, INT_MAX)) if left > 0 else 0)
+        if left < 0:
+            raise Timeout(ETIMEDOUT, "timed out")
+        ready = lib.poll(pollfd, 1, ceil(min(left * 1000, INT_MAX)))
         if ready > 0:
             return
         if ready < 0:
             code = take_errno()
             if code != EINTR:
                 raise os_error(code)
-        elif deadline <= monotonic():
-            raise Timeout(ETIMEDOUT, "timed out")
 
 
 def read_option(fd: int, level: int, option: int, value: Any, room: int) -> int:

@@ -15,6 +15,7 @@ import socket
 import stat
 from contextlib import contextmanager, suppress
 from errno import EADDRINUSE, ECONNABORTED, ECONNREFUSED, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM, ETOOMANYREFS
+from itertools import count
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
 SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
 SHORT_PAUSE = 0.1  # seconds until the next accept when the table is full
 TURN = 64  # operations without a wait, until other tasks get their turn
+NOW = float("-inf")  # the deadline of what is cancelled
 _log = logging.getLogger(__name__)
+_calls = count(1)  # of the drop-ins, in all tasks: who always finds something to do comes to a multiple of TURN
 
 
 class AsyncChannel(Ends):
@@ -113,6 +116,10 @@ class AsyncChannel(Ends):
             while frame is None:
                 try:
                     frame = incoming.next(MSG_DONTWAIT)
+                    if frame is None:
+                        self._unwaited += 1  # a peer in a hurry need not let it wait even once
+                        if self._unwaited > TURN:
+                            await self._turn()
                 except BlockingIOError:
                     await self._ready(anyio.wait_readable)
                     self._live()
@@ -204,10 +211,13 @@ async def serve(
     """Listen at `path`, and await `handler(channel)` for each client, all at once; until it is cancelled.
 
     The socket at `path` is its owner's alone (0600) from the beginning, replaces a stale one, and is removed at the
-    end; OSError EADDRINUSE if a server listens there or it is no socket. At most `max_connections` handlers run;
-    further clients wait in the listen queue. The channel is closed when its handler ends. A handler's exception is
-    logged, and ends nothing else. `task_status` is for anyio's TaskGroup.start: it listens when that returns.
+    end; OSError EADDRINUSE if a server listens there or it is no socket. At most `max_connections` (1 or more, else
+    ValueError) handlers run; further clients wait in the listen queue. The channel is closed when its handler ends.
+    A handler's exception is logged, and ends nothing else; only what is no Exception (KeyboardInterrupt,
+    SystemExit) ends the server. `task_status` is for anyio's TaskGroup.start: it listens when that returns.
     """
+    if max_connections < 1:
+        raise ValueError(f"max_connections: {max_connections} is less than 1")
     free = anyio.Semaphore(max_connections)
 
     async def attend(sock: socket.socket) -> None:
@@ -215,8 +225,14 @@ async def serve(
             with sock:
                 async with AsyncChannel(sock, max_data=max_data, max_fds=max_fds) as channel:
                     await handler(channel)
-        except Exception:  # noqa: BLE001 - whatever a handler raises is its own affair
-            _log.exception("a handler of %r failed", path)
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == NOW:
+                raise
+            _log.warning("a handler of %r was cancelled, and not by the server", path)
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its own affair
+            others = own_affair(error, path)
+            if others is not None:
+                raise others from None
         finally:
             free.release()
 
@@ -227,6 +243,20 @@ async def serve(
                 await free.acquire()
                 clients.start_soon(attend, await accept(listener))
     raise AssertionError("unreachable")
+
+
+def own_affair(error: BaseException, path: Path) -> BaseException | None:
+    """Log what a handler raised; what is left of it for the server. Of a group that may be a cancellation."""
+    failed: BaseException | None = error
+    others: BaseException | None = None
+    split = getattr(error, "split", None)
+    if isinstance(error, BaseException) and split is not None:
+        failed, others = split(Exception)
+    elif not isinstance(error, Exception):
+        failed, others = None, error
+    if failed is not None:
+        _log.error("a handler of %r failed", path, exc_info=failed)
+    return others
 
 
 async def accept(listener: socket.socket) -> socket.socket:
@@ -270,6 +300,8 @@ def listening(path: str | bytes) -> Iterator[socket.socket]:
 
 def remove_stale(path: str | bytes) -> bool:
     """Remove a socket at which nobody listens any more; whether there is nothing now."""
+    if path[:1] in ("\0", b"\0"):  # a name that is no file's, and goes with its socket
+        return False
     try:
         found = os.lstat(path)
     except OSError as error:
@@ -358,6 +390,8 @@ async def _tried(
     sock: FileDescriptorLike, flags: int, call: Callable[[int], T], wait: Callable[[int], Awaitable[None]]
 ) -> T:
     """`call` as soon as it does not block; BlockingIOError only if the caller's own flags have MSG_DONTWAIT."""
+    if not next(_calls) % TURN:
+        await checkpoint()
     while True:
         try:
             return call(flags | MSG_DONTWAIT)

@@ -13,7 +13,7 @@ from errno import EBADF, ETIMEDOUT, ETOOMANYREFS
 from time import monotonic, sleep
 
 from ._incoming import Incoming
-from ._outgoing import Outgoing
+from ._outgoing import Outgoing, unsent
 from ._send import SOCK_STREAM
 from ._sock import (
     AF_UNIX,
@@ -72,6 +72,9 @@ class Ends:
         self._receiving: Turn = {}
         self._sending: Turn = {}
         self._sock = sock if isinstance(sock, Socket) else owner(sock).to_socket()
+        # A byte of MSG_OOB is one of the stream then. Else receives pass it over, but poll(2) goes on to call the
+        # socket readable, and a peer could have every wait spin.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._fd = fd
         self._outgoing = Outgoing(self._sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
 
@@ -87,6 +90,7 @@ class Ends:
     def _shut(self) -> None:
         sock, self._sock, self._fd = self._sock, None, -1
         if sock is not None:
+            self._outgoing.fd = -1  # as in Incoming.close
             self._incoming.close()
             sock.close()
 
@@ -97,8 +101,8 @@ class Ends:
 
     def _refuse(self) -> NoReturn:
         if self._incoming.fault is not None:
-            raise self._incoming.fault
-        raise OSError(EBADF, f"{os.strerror(EBADF)}: the channel is closed")
+            raise unsent(self._incoming.fault)
+        raise unsent(OSError(EBADF, f"{os.strerror(EBADF)}: the channel is closed"))
 
     def _stopped(self, error: BaseException, frame: Frame | None) -> None:
         """A recv is left by an exception: what it had decoded is for the next one; after a fault nothing is."""
@@ -147,11 +151,25 @@ class Channel(Ends):
     def connect(
         cls, path: Path, timeout: float | None = None, *, max_data: int = MAX_DATA, max_fds: int = MAX_FDS
     ) -> Self:
-        """A channel to the server that listens at `path`, its timeout in seconds; see connect(2) for the errors."""
+        """A channel to the server that listens at `path`, its timeout in seconds; see connect(2) for the errors.
+
+        It waits, at most for the timeout, where the server's queue is full.
+        """
+        deadline = FOREVER if timeout is None else monotonic() + timeout
         sock = socket.socket(socket.AF_UNIX)
         try:
+            sock.setblocking(False)  # a signal that comes amid a blocking one has `socket` return unconnected
+            while True:
+                try:
+                    sock.connect(os.fspath(path))
+                    break
+                except BlockingIOError:  # its queue is full; nothing tells when it is not
+                    if timeout == 0:
+                        raise
+                    if monotonic() >= deadline:
+                        raise Timeout(ETIMEDOUT, "timed out: the server's queue is full") from None
+                    sleep(PAUSE)
             sock.settimeout(timeout)
-            sock.connect(os.fspath(path))
             return cls(sock, max_data=max_data, max_fds=max_fds)
         except BaseException:
             sock.close()
@@ -189,6 +207,7 @@ class Channel(Ends):
                 raise os_error(code, self._fd)
             if deadline is None:
                 deadline = FOREVER if timeout is None else monotonic() + timeout
+            self._live()
             if code != ETOOMANYREFS:
                 wait(self._fd, OUT, deadline)
             elif monotonic() < deadline:
@@ -220,6 +239,8 @@ class Channel(Ends):
                 while frame is None:
                     try:
                         frame = incoming.next(flags)
+                        if frame is None and flags:
+                            deadline = self._in_time(deadline)
                     except BlockingIOError as error:
                         deadline = self._wait(deadline, error)
                 incoming.taken(frame)
@@ -237,13 +258,21 @@ class Channel(Ends):
             raise
 
     def _wait(self, deadline: float | None, error: BlockingIOError) -> float:
-        """Wait until something is there; the deadline, which begins with the first wait."""
+        """Wait until something is there; the deadline."""
+        timeout = self._live().gettimeout()
+        if timeout == 0:
+            raise error
         if deadline is None:
-            timeout = self._live().gettimeout()
-            if timeout == 0:
-                raise error
             deadline = FOREVER if timeout is None else monotonic() + timeout
         wait(self._fd, IN, deadline)
+        return deadline
+
+    def _in_time(self, deadline: float | None) -> float:
+        """The deadline; TimeoutError if it is over: a peer in a hurry need not let a recv wait even once."""
+        if deadline is None:
+            return monotonic() + (self._live().gettimeout() or FOREVER)
+        if deadline <= monotonic():
+            raise Timeout(ETIMEDOUT, "timed out")
         return deadline
 
     def __iter__(self) -> Self:

@@ -121,12 +121,17 @@ def copy(source: int, out: int) -> None:
             raise Refused(f"{error.strerror}") from None
         if not data:
             return
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(out, view) :]
-            except BlockingIOError:  # a pipe or terminal that somebody has set O_NONBLOCK on
-                select.select((), (out,), ())
+        write_all(out, data)
+
+
+def write_all(out: int, data: bytes) -> None:
+    """write(2) until all has gone; OSError if it cannot."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(out, view) :]
+        except BlockingIOError:  # a pipe or terminal that somebody has set O_NONBLOCK on
+            select.select((), (out,), ())
 
 
 # exec

@@ -243,14 +243,18 @@ class Decoder(Generic[D]):
             return body[2], body[1] - len(fds)
         return HEADER_SIZE - (len(read) - at), self.max_fds - len(fds)
 
+    def idle(self) -> bool:
+        """Whether no byte of an unfinished frame is here. LocalProtocolError as `wanted`, which does not tell this."""
+        self._check_judged()
+        read, at, body, _, _ = self._state
+        return body is None and at == len(read)
+
     def eof(self) -> NoReturn:
         """The peer will send nothing more: EOFError if it ended between frames, else ProtocolError.
 
         LocalProtocolError while frames may be waiting: `next_frame` must have given None.
         """
-        self._check_judged()
-        read, at, body, _, _ = self._state
-        if body is None and at == len(read):
+        if self.idle():
             raise EOFError("the peer closed the connection")
         self._fail("the stream ended in the middle of a frame")
 

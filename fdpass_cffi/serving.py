@@ -10,20 +10,27 @@ import logging
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from errno import EACCES
+from queue import Full, Queue
+from threading import Thread
 
 import anyio
 
 from . import aio
 from .broker import MAX_FDS, MAX_MESSAGE, OK, open_below, plain, reason
+from .client import write_all
 from .creds import peer_credentials
 from .errors import ProtocolError
 from .fd import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Collection, Iterator
 
+PREFIX = "fdpass: serve: "
+MOST_LINES = 1000  # of the log, that wait to be written
+DRAINING = 1.0  # seconds that the last of them may take
 _log = logging.getLogger(__name__)
 
 
@@ -106,15 +113,15 @@ def run(path: str, folder: str, uids: Collection[int], limits: Limits, *, verbos
 
     With `uids`, users other than this process's own are served; the socket's mode is then 0666 instead of 0600.
     """
-    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     flags = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
-    try:
-        with OwnedFd(os.open(folder, flags)) as opened:
-            broker = Broker(opened.fileno(), {os.geteuid(), *uids}, limits)
-            anyio.run(until_signal, broker, path, 0o666 if uids else 0o600)
-    except Stop as stop:
-        _log.error("%s: %s", plain(os.fsencode(path)), stop)
-        return 1
+    with logging_to_stderr(logging.INFO if verbose else logging.WARNING):
+        try:
+            with OwnedFd(os.open(folder, flags)) as opened:
+                broker = Broker(opened.fileno(), {os.geteuid(), *uids}, limits)
+                anyio.run(until_signal, broker, path, 0o666 if uids else 0o600)
+        except Stop as stop:
+            _log.error("%s: %s", plain(os.fsencode(path)), stop)
+            return 1
     return 0
 
 
@@ -152,13 +159,70 @@ async def cancel_at(signals: AsyncIterator[signal.Signals], scope: anyio.CancelS
         return
 
 
-def log_to_stderr(level: int) -> None:
-    """What this package logs, one line each."""
+@contextmanager
+def logging_to_stderr(level: int) -> Iterator[None]:
+    """In the block, what this package logs goes to stderr, if there is one."""
     if sys.stderr is None:
+        yield
         return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("fdpass: serve: %(message)s"))
     log = logging.getLogger(__package__)
-    log.addHandler(handler)
+    lines = Lines(sys.stderr.fileno())
+    lines.setFormatter(logging.Formatter(f"{PREFIX}%(message)s"))
+    log.addHandler(lines)
     log.setLevel(level)
     log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        lines.close()
+
+
+class Lines(logging.Handler):
+    """Writes each record as a line to a descriptor, in a thread: nobody who lets a pipe fill up stops the server.
+
+    A line for which there is no more room is lost, and the next one that has room is preceded by how many were.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.fd = fd
+        self.lost = 0
+        self.waiting: Queue[str | None] = Queue(MOST_LINES)
+        self.thread: Thread | None = Thread(target=self.write, daemon=True)  # it may be in a write(2) for ever
+        self.thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put the record on the queue."""
+        try:
+            self.put(self.format(record))
+        except Full:
+            self.lost += 1
+        except Exception:  # noqa: BLE001 - as every handler of logging does
+            self.handleError(record)
+
+    def put(self, line: str | None, timeout: float = 0) -> None:
+        """A line, or None for the end, after the number of those that were lost before it; Full past the timeout."""
+        for each in [f"{PREFIX}{self.lost} lines are missing here: nobody read this", line] if self.lost else [line]:
+            self.waiting.put(each, timeout > 0, timeout)
+            self.lost = 0
+
+    def write(self) -> None:
+        """What the thread does."""
+        while (line := self.waiting.get()) is not None:
+            try:
+                write_all(self.fd, f"{line}\n".encode(errors="backslashreplace"))
+            except OSError:  # nobody will ever read it
+                continue
+
+    def close(self) -> None:
+        """Wait a while for all to be written. Nothing happens the second time, at the interpreter's end."""
+        thread, self.thread = self.thread, None
+        if thread is None:
+            return
+        try:
+            self.put(None, DRAINING)
+            thread.join(DRAINING)
+        except Full:
+            pass
+        super().close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib.util
 import logging
@@ -9,13 +10,14 @@ import os
 import socket
 import stat
 import sys
-from contextlib import asynccontextmanager, contextmanager
+import uuid
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 
 import anyio
 import pytest
 from support import close, descriptors, drain, fill, identities, open_numbers
-from test_channel import contents, in_table, limited
+from test_channel import contents, in_table, limited, out_of_band
 
 LOOPS = [
     pytest.param(("asyncio", {}), id="asyncio"),
@@ -329,6 +331,50 @@ def test_other_tasks_get_their_turn(fdpass, run):
     run(main)
 
 
+def test_other_tasks_get_their_turn_amid_a_message(fdpass, run):
+    """Nor does one that receives a message of which there is always another piece."""
+
+    async def main():
+        done = False
+
+        async def other():
+            nonlocal done
+            done = True
+
+        with behind(fdpass, socket.SOCK_SEQPACKET) as (sock, channel):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            sock.send(b"\0\0\0\xc8\0\0\0\0")
+            for _ in range(200):
+                sock.send(b"x")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(other)
+                assert b"x" * 200 == (await channel.recv()).data
+                assert done
+
+    run(main)
+
+
+def test_a_byte_out_of_band_lets_nobody_spin(fdpass, run, monkeypatch):
+    """With only a byte of MSG_OOB there, recv waits once more for the next one."""
+    waits, wait = [], anyio.wait_readable
+
+    async def counted(fd):
+        waits.append(1)
+        await wait(fd)
+
+    async def main():
+        with behind(fdpass) as (sock, channel):
+            out_of_band(sock, b"\0", [], socket.MSG_OOB)
+            with anyio.move_on_after(0.05):
+                await channel.recv()
+            sock.send(bytes(7))
+            assert b"" == (await channel.recv()).data
+
+    monkeypatch.setattr(anyio, "wait_readable", counted)
+    run(main)
+    assert 1 == len(waits)
+
+
 def test_a_full_table(fdpass, run):
     """EMFILE as long as the descriptors do not fit, then the message, whole."""
 
@@ -432,6 +478,106 @@ def test_a_handler_that_fails_is_logged_and_ends_nothing_else(fdpass, run, tmp_p
     assert 1 == sum("ZeroDivisionError" in (record.exc_text or "") for record in caplog.records)
 
 
+def test_a_handler_that_is_cancelled_by_itself_ends_nothing_else(fdpass, tmp_path, caplog):
+    """A CancelledError that is asyncio's own, not the server's, costs a handler and no more."""
+
+    async def handler(channel):
+        async for message in channel:
+            if message.data == b"cancel":
+                future = asyncio.get_running_loop().create_future()
+                future.cancel()
+                await future
+            await channel.send(message.data)
+
+    async def main():
+        async with serving(fdpass, handler, tmp_path / "s"):
+            for data in (b"cancel", b"x"):
+                async with await fdpass.aio.connect(tmp_path / "s") as channel:
+                    await channel.send(data)
+                    with suppress(EOFError):
+                        assert b"x" == (await channel.recv()).data
+                        assert data == b"x"
+
+    anyio.run(main)
+    assert ["was cancelled, and not by the server"] == [record.message[-36:] for record in caplog.records]
+
+
+def test_a_handler_that_fails_while_the_server_ends(fdpass, run, tmp_path, caplog):
+    """What it raises is logged, also out of a group in which other tasks were cancelled, and the end is a clean one."""
+
+    async def fail():
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ZeroDivisionError
+
+    async def handler(channel):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail)
+            await channel.recv()
+
+    async def main():
+        async with serving(fdpass, handler, tmp_path / "s"), await fdpass.aio.connect(tmp_path / "s"):
+            await settled()
+
+    run(main)
+    assert [] == list(tmp_path.iterdir())
+    assert 1 == sum("ZeroDivisionError" in (record.exc_text or "") for record in caplog.records)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_exception_of_a_handler_ends_the_server(fdpass, run, tmp_path, error):
+    """KeyboardInterrupt and SystemExit come out of serve, and the path is gone."""
+
+    async def handler(channel):
+        raise error
+
+    async def main():
+        async with serving(fdpass, handler, tmp_path / "s"), await fdpass.aio.connect(tmp_path / "s"):
+            await anyio.sleep_forever()
+
+    with pytest.raises(BaseException) as caught:
+        run(main)
+    raised = caught.value
+    while hasattr(raised, "exceptions"):
+        raised = raised.exceptions[0]
+    assert error is type(raised)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_no_connections_at_all(fdpass, run, tmp_path):
+    """A bound of 0 is refused: nobody would ever be served."""
+    with pytest.raises(ValueError, match="max_connections: 0"):
+        run(partial(fdpass.aio.serve, echo, tmp_path / "s", max_connections=0))
+
+
+def test_a_path_that_is_another_servers_by_now(fdpass, run, tmp_path):
+    """A server removes the path at its end only if it is still its own."""
+
+    async def main():
+        async with serving(fdpass, echo, tmp_path / "s"):
+            (tmp_path / "s").rename(tmp_path / "moved")
+            (tmp_path / "s").write_text("another's")
+
+    run(main)
+    assert "another's" == (tmp_path / "s").read_text()
+
+
+def test_an_abstract_name(fdpass, run):
+    """A server may listen at an abstract name, and is refused one that is taken."""
+    name = f"\0fdpass_cffi test {os.getpid()} {uuid.uuid4()}"
+
+    async def main():
+        async with serving(fdpass, echo, name), await fdpass.aio.connect(name) as channel:
+            await channel.send(b"x")
+            assert b"x" == (await channel.recv()).data
+            with pytest.raises(OSError) as caught:
+                await fdpass.aio.serve(echo, name)
+            assert errno.EADDRINUSE == caught.value.errno
+
+    run(main)
+
+
 def test_the_bound_on_connections(fdpass, run, tmp_path):
     """No more handlers run at once than max_connections; the next client waits until one has ended."""
 
@@ -492,6 +638,29 @@ def test_the_drop_ins_wait(fdpass, run):
 
     with descriptors(2) as made:
         run(main, made)
+
+
+def test_other_tasks_get_their_turn_amid_drop_ins(fdpass, run):
+    """A task that awaits drop-ins which never have to wait does not keep the others from running."""
+
+    async def main():
+        done = False
+
+        async def other():
+            nonlocal done
+            await anyio.lowlevel.checkpoint()
+            done = True
+
+        a, b = socket.socketpair()
+        with a, b:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(other)
+                for _ in range(100):
+                    await fdpass.aio.sendmsg(a, [b"x"])
+                    await fdpass.aio.recvmsg(b, 1)
+                assert done
+
+    run(main)
 
 
 def test_a_cancelled_drop_in_received_nothing(fdpass, run):

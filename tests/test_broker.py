@@ -17,6 +17,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -366,6 +367,65 @@ def test_serve_quiet(broker):
         finally:
             process.terminate()
         assert (b"", 0) == (process.stderr.read(), process.wait(SECONDS))
+
+
+@pytest.fixture
+def unread():
+    """A pipe that is full: (reading end, writing end)."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"-" * 4096)
+        os.set_blocking(writing, True)
+        yield reading, writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@contextmanager
+def silent(broker, writing, *options):
+    """A broker that logs to there, and a connection to it; at the end it must end well."""
+    command = broker.command("serve", broker.path, str(broker.served), "--verbose", *options)
+    with subprocess.Popen(command, env=broker.env, stderr=writing) as process:
+        try:
+            sock = None
+            while sock is None:
+                try:
+                    sock = broker.connect()
+                except (FileNotFoundError, ConnectionRefusedError):  # not yet
+                    assert process.poll() is None
+            with sock:
+                yield sock
+            process.terminate()
+            assert (0, False) == (process.wait(SECONDS), os.path.exists(broker.path))
+        finally:
+            process.kill()
+
+
+def test_nobody_reads_the_log(broker, unread):
+    """A full pipe at stderr, into which no line fits, stops no client, and no SIGTERM."""
+    with silent(broker, unread[1]):
+        assert b"content of a\n" == broker.cat("a").stdout
+
+
+def test_what_the_log_lost(broker, unread):
+    """Lines that found no room are counted in the log as soon as it is read again."""
+    reading, writing = unread
+
+    def ask():
+        sock.sendall(frame(b"none"))
+        assert b"ENOENT" == answers.read(struct.unpack(">II", answers.read(8))[0])[:6]
+
+    with silent(broker, writing, "--requests", "1000000") as sock, sock.makefile("rb") as answers:
+        for _ in range(1500):
+            ask()
+        log = b""
+        while b" lines are missing here" not in log:
+            log += os.read(reading, 4096)
+            ask()
 
 
 def test_serve_without_anyio(broker):

@@ -12,6 +12,7 @@ import threading
 from contextlib import contextmanager, suppress
 
 import pytest
+from kernel import needs_credentials, needs_passrights, needs_pidfd
 from support import (
     alarm,
     close,
@@ -20,6 +21,7 @@ from support import (
     identities,
     on_alarm,
     open_numbers,
+    rights,
     run_child,
 )
 from test_sweep import interrupted, swept  # noqa: F401 - a fixture
@@ -262,6 +264,69 @@ def test_pieces_of_any_size(fdpass, kind):
         assert (b"hello", identities(made)) == contents(channel.recv())
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_byte_out_of_band_is_one_of_the_stream(fdpass, split):
+    """Whichever byte a peer sends with MSG_OOB, also along with a descriptor, the message is whole."""
+    frame = b"\0\0\0\5\0\0\0\1hello"
+    for urgent in range(len(frame)):
+        with descriptors(1) as made, behind(fdpass) as (sock, channel):
+            channel._sock.settimeout(0)
+            for at in range(len(frame)):
+                flags = socket.MSG_OOB if at == urgent else 0
+                out_of_band(sock, frame[at : at + 1], rights(made) if at == 0 else [], flags)
+                if split and at + 1 < len(frame):
+                    with pytest.raises(BlockingIOError):
+                        channel.recv()
+            assert (b"hello", identities(made)) == contents(channel.recv())
+
+
+def out_of_band(sock, data, ancdata, flags):
+    try:
+        sock.sendmsg([data], ancdata, flags)
+    except OSError:
+        pytest.skip("this kernel has no MSG_OOB over AF_UNIX")
+
+
+def test_a_byte_out_of_band_lets_nobody_spin(fdpass, monkeypatch):
+    """With only such a byte there, recv waits once more for the next one, and its deadline holds."""
+    waits, wait = [], fdpass.channel.wait
+    monkeypatch.setattr(fdpass.channel, "wait", lambda *args: waits.append(1) or wait(*args))
+    with behind(fdpass) as (sock, channel):
+        channel._sock.settimeout(0.05)
+        out_of_band(sock, b"\0", [], socket.MSG_OOB)
+        with pytest.raises(TimeoutError):
+            channel.recv()
+        assert 1 == len(waits)
+
+
+@both_kinds
+def test_no_descriptors_at_all(fdpass, kind):
+    """With max_fds=0 the header and the body may come apart, and the body may look like a header."""
+    with behind(fdpass, kind, max_fds=0) as (sock, channel):
+        channel._sock.settimeout(0)
+        sock.send(b"\0\0\0\x08\0\0\0\0")
+        with pytest.raises(BlockingIOError):
+            channel.recv()
+        sock.send(bytes(8))
+        assert bytes(8) == channel.recv().data
+
+
+@both_kinds
+@pytest.mark.parametrize("option", [
+    pytest.param("pass_credentials", marks=needs_credentials), pytest.param("pass_pidfd", marks=needs_pidfd),
+])  # fmt: skip
+def test_what_the_kernel_adds_is_no_descriptor_of_a_message(fdpass, kind, option):
+    """With SO_PASSCRED or SO_PASSPIDFD on, messages of any size and number of descriptors are what they were."""
+    with descriptors(3) as made, channels(fdpass, kind) as (a, b):
+        before = open_numbers()
+        getattr(fdpass, option)(b._sock)
+        for size, count in ((5, 0), (5, 1), (0, 3), (100_000, 0), (100_000, 600), (300_000, 0), (5, 0)):
+            data, fds = bytes(size), (made * 200)[:count]
+            with running(lambda data=data, fds=fds: a.send(data, fds)):
+                assert (data, identities(fds)) == contents(b.recv())
+        assert before == open_numbers()
+
+
 def test_a_closed_channel_says_so(fdpass):
     """After close() every use is an OSError (EBADF); closing again is nothing."""
     with channels(fdpass) as (a, _):
@@ -325,6 +390,48 @@ def test_connect(fdpass, tmp_path):
         fdpass.Channel.connect(path)
 
 
+@pytest.fixture
+def full_queue(tmp_path):
+    """A listening socket and its path, its queue as full as it gets; who connects waits until something is accepted."""
+    path, clients = tmp_path / "s", []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                clients.append(socket.socket(socket.AF_UNIX))
+                clients[-1].setblocking(False)
+                clients[-1].connect(os.fspath(path))
+        yield listener, path
+        for client in clients:
+            client.close()
+
+
+def test_connect_waits_where_the_queue_is_full(fdpass, full_queue):
+    """With no room in the server's queue it is TimeoutError past the timeout, BlockingIOError at once if that is 0."""
+    _, path = full_queue
+    with pytest.raises(TimeoutError):
+        fdpass.Channel.connect(path, timeout=0.02)
+    with pytest.raises(BlockingIOError):
+        fdpass.Channel.connect(path, timeout=0)
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_signals_during_connect(fdpass, full_queue, timeout):
+    """However many signal handlers run while it waits, what connect gives is connected."""
+    listener, path = full_queue
+    rung = []
+
+    def ring():
+        rung.append(1)
+        if len(rung) == 5:
+            listener.accept()[0].close()
+
+    with on_alarm(ring, 0.01, 0.01), fdpass.Channel.connect(path, timeout) as channel:
+        channel.send(b"x")
+    assert len(rung) >= 5
+
+
 # Timeouts and partial sends
 
 
@@ -359,6 +466,21 @@ def test_a_timeout_is_one_deadline_for_a_message(fdpass):
                     channel.recv()
             finally:
                 stop.set()
+
+
+def test_the_deadline_counts_where_nothing_is_waited_for(fdpass):
+    """A recv that always finds another piece of the message ends at its deadline all the same, and loses nothing."""
+    with behind(fdpass, socket.SOCK_SEQPACKET) as (sock, channel):
+        sock.send(b"\0\0\0\x41\0\0\0\0")
+        for _ in range(64):
+            sock.send(b"x")
+        channel._sock.settimeout(1e-6)
+        with pytest.raises(TimeoutError):
+            channel.recv()
+        assert b"x" == channel._sock.recv(10, socket.MSG_PEEK)
+        channel._sock.settimeout(None)
+        sock.send(b"y")
+        assert b"x" * 64 + b"y" == channel.recv().data
 
 
 @both_kinds
@@ -399,6 +521,67 @@ def test_a_send_cut_off_in_its_middle_closes_for_sending(fdpass, kind, timeout):
             b.recv()
 
 
+def test_every_error_of_send_says_how_much_went(fdpass):
+    """Whatever OSError ends a send, `bytes_sent` is there: 0 where nothing went."""
+    with channels(fdpass) as (a, _):
+        for fds in ([-1], [10**6], [0, 10**6]):
+            with pytest.raises(OSError) as caught:
+                a.send(b"x", fds)
+            assert (errno.EBADF, 0) == (caught.value.errno, caught.value.bytes_sent)
+        a._sock.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            a.send(bytes(8 << 20))
+        with pytest.raises(BrokenPipeError, match="closed for sending") as caught:
+            a.send(b"x")
+        assert 0 == caught.value.bytes_sent
+        a.close()
+        with pytest.raises(OSError) as caught:
+            a.send(b"x")
+        assert 0 == caught.value.bytes_sent
+
+
+def test_each_direction_ends_by_itself(fdpass):
+    """A peer that has shut its sending side down is at its end, and still gets messages; likewise the other side."""
+    with descriptors(1) as made, channels(fdpass) as (a, b):
+        a.send(b"last", made)
+        a._sock.shutdown(socket.SHUT_WR)
+        assert (b"last", identities(made)) == contents(b.recv())
+        with pytest.raises(EOFError):
+            b.recv()
+        b.send(b"and back", made)
+        assert (b"and back", identities(made)) == contents(a.recv())
+        a._sock.shutdown(socket.SHUT_RD)
+        with pytest.raises(BrokenPipeError) as caught:
+            b.send(b"x", made)
+        assert 0 == caught.value.bytes_sent
+
+
+def test_a_peer_that_closes_without_reading(fdpass):
+    """Its last message is received, then ConnectionResetError once, then the end."""
+    with channels(fdpass) as (a, b):
+        a.send(b"never read")
+        b.send(b"last")
+        b.close()
+        assert b"last" == a.recv().data
+        with pytest.raises(ConnectionResetError):
+            a.recv()
+        with pytest.raises(EOFError):
+            a.recv()
+
+
+@needs_passrights
+@pytest.mark.parametrize("count", [1, 600])
+def test_a_receiver_that_takes_no_descriptors(fdpass, count):
+    """With SO_PASSRIGHTS off there, sending some is PermissionError and nothing went; the channel goes on."""
+    with descriptors(1) as made, channels(fdpass) as (a, b):
+        fdpass.pass_rights(b._sock, False)
+        with pytest.raises(PermissionError) as caught:
+            a.send(b"x", made * count)
+        assert 0 == caught.value.bytes_sent
+        a.send(b"next")
+        assert b"next" == b.recv().data
+
+
 def test_a_peer_that_is_gone(fdpass):
     """Sending to a closed peer is BrokenPipeError, without a signal, and nothing has gone."""
     with channels(fdpass) as (a, b):
@@ -434,7 +617,7 @@ def in_table() -> list[int]:
 
 @contextmanager
 def limited(room: int):
-    """A descriptor table with room for so many more; what fills it, to close some: 8 at least, however few were free."""
+    """A table with room for so many descriptors, and what fills it, to close some: 8 at least, whatever was free."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     top = max(open_numbers()) + 1
     taken = []
@@ -534,6 +717,27 @@ def test_a_second_receiver_is_refused(fdpass):
                 b.recv()
             a.send(b"x")
         assert [b"x"] == got
+
+
+def test_closing_under_a_thread_that_receives(fdpass, monkeypatch):
+    """A recv that waits while the channel is closed does not go on with the next file of the same number."""
+    other, theirs = socket.socketpair()
+    with other, theirs, behind(fdpass) as (_, channel):
+        channel._sock.settimeout(60)
+        number = channel.fileno()
+
+        def wait(*_):
+            channel.close()
+            os.dup2(theirs.fileno(), number)
+            other.send(b"\0\0\0\7\0\0\0\0private")
+
+        monkeypatch.setattr(fdpass.channel, "wait", wait)
+        try:
+            with pytest.raises(OSError) as caught:
+                channel.recv()
+        finally:
+            os.close(number)
+        assert (errno.EBADF, 15) == (caught.value.errno, len(theirs.recv(100)))
 
 
 def test_a_child_may_go_on_with_it(fdpass):

@@ -17,7 +17,8 @@ LEVELS = [
     for line in """
     __main__
     cli
-    client demo info serving
+    serving
+    client demo info
     __init__
     aio
     broker channel creds systemd
