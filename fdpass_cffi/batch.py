@@ -10,7 +10,7 @@ import sys
 from array import array
 from errno import EINVAL, EOPNOTSUPP
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from . import _vector as v
 from ._arguments import buffer_size, c_int, integer, most_fds
@@ -262,22 +262,30 @@ def filled(outgoing: list[Outgoing]) -> v.Vector:
 def send_one_by_one(sock: FileDescriptorLike, fd: int, outgoing: list[Outgoing], flags: int) -> int:
     """The same by sendmsg(2)."""
     sendings: list[Sending] = []
-    try:
-        for part, raw, _ in outgoing:
-            sending = Sending(sock, fd, part, raw, flags)
-            sending.at_once = sys.maxsize  # one message is one message
-            sending.patient = not sendings
-            sendings.append(sending)
-            try:
-                sending.run()
-            except OSError:
-                if sending.started() or len(sendings) == 1:
-                    raise
-                return len(sendings) - 1
-        return len(outgoing)
+
+    def one(item: Outgoing) -> Sending:
+        sending = Sending(sock, fd, item[0], item[1], flags)
+        sending.at_once = sys.maxsize  # one message is one message
+        sending.patient = not sendings
+        sendings.append(sending)
+        return sending
+
+    try:  # without a loop, whose jump back CPython 3.13 leaves without a handler
+        return len(list(takewhile(went, map(one, outgoing))))
     except BaseException as error:
         told(error, len(sendings) - 1 if sendings else 0, sendings[-1] if sendings else None)
         raise
+
+
+def went(sending: Sending) -> bool:
+    """Send one message; False for an error of a later one than the first, which the next call tells."""
+    try:
+        sending.run()
+        return True
+    except OSError:
+        if sending.started() or sending.patient:
+            raise
+        return False
 
 
 def recv_messages(

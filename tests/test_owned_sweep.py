@@ -183,6 +183,32 @@ def test_the_numbers_are_right_wherever_an_exception_comes_in(fdpass, count, qui
     assert told > 50
 
 
+@pytest.mark.skipif(PYPY, reason="lines are too coarse to come between a call and its bookkeeping")
+@pytest.mark.parametrize("way", [pytest.param("native", marks=needs_mmsg), "loop"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_numbers_of_a_batch_are_right_wherever_an_exception_comes_in(fdpass, way, count, quiet, monkeypatch):
+    """`messages_sent`, and with it the other two, are what arrives, at every boundary of send_messages."""
+    if way == "loop":
+        monkeypatch.setattr(fdpass.batch, "lib_sendmmsg", None)
+    folder, told = os.path.dirname(fdpass.__file__), 0
+    with descriptors(1) as one_fd:
+        for n in range(1, 3000):
+            with pair(SEQPACKET) as (a, b):
+                caught = []
+                call = partial(noting, caught, fdpass.send_messages, a, [(b"abc", one_fd * count)] * 3)
+                _, reached, raised = interrupted(folder, n, Bare, call)
+                came = arrived(fdpass, b)
+                if raised and hasattr(caught[0], "messages_sent"):
+                    told += 1
+                    went, rest = caught[0].messages_sent, (caught[0].bytes_sent, caught[0].fds_sent)
+                    assert (came, (0, 0)) == ((3 * went, count * went), rest), n
+                elif raised:  # before it began, or at the last `return`
+                    assert came in {(0, 0), (9, 3 * count)}, n
+                if not reached:
+                    break
+    assert told > 50
+
+
 def noting(caught, call, *args):
     try:
         return call(*args)
