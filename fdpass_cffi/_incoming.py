@@ -21,7 +21,6 @@ from errno import EINTR, EMFILE, ENFILE
 
 from ._backend import LINUX
 from ._receive import (
-    MSG_CMSG_CLOEXEC,
     abandon,
     carried,
     data_room,
@@ -37,6 +36,7 @@ from ._scratch import (
     FLAGS,
     INCOMING_DATA,
     IOV_LEN,
+    MSG_CMSG_CLOEXEC,
     NAMELEN,
     NOT_ARRIVED,
     incoming,

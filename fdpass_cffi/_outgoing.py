@@ -7,11 +7,11 @@ sendmsg is kept by `list.extend(map(sendmsg, ...))`, one call of a C function.
 
 from __future__ import annotations
 
-import socket
 import sys
 from array import array
 from errno import EAGAIN, EINTR, EMSGSIZE, ENOMEM, EPIPE, ETOOMANYREFS, EWOULDBLOCK
 
+from ._backend import CONSTANTS
 from ._scratch import (
     CMSG_DATA,
     CMSG_LEN,
@@ -29,7 +29,9 @@ from .frames import HEADER_SIZE, MAX_PACKET, PER_MESSAGE, encode, header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
+    from typing import Any
     from typing import TypeVar
 
     from ._sock import FileDescriptorLike
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     Error = TypeVar("Error", bound=Exception)
 
 WAIT = (EAGAIN, EWOULDBLOCK, ETOOMANYREFS)
+SO_SNDBUF = CONSTANTS["SO_SNDBUF"]
 PACKET_OVERHEAD = 64  # bytes of SO_SNDBUF that a packet may not use: 32 in Linux's unix_dgram_sendmsg
 _audit = sys.audit
 
@@ -69,7 +72,7 @@ class Outgoing:
     ) -> Sending | None:
         """Send a frame as far as goes at once: None if that is all, else what is left to `advance`.
 
-        `results`, empty, takes what each sendmsg returns; `timeout` is the socket's, by which its own send() would wait.
+        `results`, empty, takes what each sendmsg returns; `timeout` is the socket's, for which its own send() waits.
 
         LocalProtocolError past a limit; OSError (EPIPE) if an earlier frame was cut off.
         """
@@ -81,7 +84,6 @@ class Outgoing:
         if type(fds) is not list and type(fds) is not tuple:
             fds = list(fds)
         if type(data) is bytes and len(data) <= self.most:  # small, and with at most one descriptor: the most frequent
-            fd = -1
             if not fds and not timeout:
                 frame = header(len(data), 0) + data
                 self.last = results, len(frame)
@@ -92,8 +94,9 @@ class Outgoing:
                 if results and results[0] == len(frame):
                     self.last = None
                     return None
-                return self.rest(frame, fd, results)
-            if not fds or (len(fds) == 1 and type(fd := fds[0]) is int and 0 <= fd <= INT_MAX and data and self.max_fds):
+                return self.rest(frame, -1, results)
+            fd: Any = fds[0] if fds else -1
+            if not fds or (len(fds) == 1 and type(fd) is int and 0 <= fd <= INT_MAX and data and self.max_fds):
                 frame = header(len(data), len(fds)) + data
                 self.last = results, len(frame)
                 self.one_descriptor(frame, fd, flags, results)
@@ -139,7 +142,7 @@ class Outgoing:
         limits = self.max_data, self.max_fds
         packet = None
         if self.packets:
-            room = getsockopt(self.fd, socket.SO_SNDBUF) - PACKET_OVERHEAD
+            room = getsockopt(self.fd, SO_SNDBUF) - PACKET_OVERHEAD
             packet = max(HEADER_SIZE, min(room, MAX_PACKET))
         return encode(data, fds, max_data=limits[0], max_fds=limits[1], per_message=self.per_message, packet=packet)
 

@@ -210,11 +210,7 @@ def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
         return _pack_ints([descriptor(item, f"{name}[{i}]") for i, item in enumerate(given)])
     # What packs well and is still refused: bools, and negative ints, whose high byte is no ASCII.
     low = raw[LOW_BYTE::4]
-    if (
-        (0 in low and _holds(raw, low, 0))
-        or (1 in low and _holds(raw, low, 1))
-        or not raw[3 - LOW_BYTE :: 4].isascii()
-    ):
+    if (0 in low and _holds(raw, low, 0)) or (1 in low and _holds(raw, low, 1)) or not raw[3 - LOW_BYTE :: 4].isascii():
         for i, item in enumerate(given):
             descriptor(item, f"{name}[{i}]")
     return raw

@@ -164,6 +164,14 @@ def getsockopt(fd: int, option: int) -> int:
     return int(value[0])
 
 
+def setsockopt(fd: int, option: int, value: int) -> None:
+    """Set an int option of SOL_SOCKET; OSError (ENOPROTOOPT if the kernel has none such)."""
+    while lib.setsockopt(fd, SOL_SOCKET, option, ffi.new("int *", value), ffi.sizeof("int")) < 0:
+        code = take_errno()
+        if code != EINTR:
+            raise os_error(code, fd)
+
+
 def family(sock: FileDescriptorLike, fd: int) -> int:
     """The address family of `sock`; OSError (ENOTSOCK) if it is no socket."""
     if isinstance(sock, Socket):

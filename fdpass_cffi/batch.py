@@ -16,10 +16,11 @@ from . import _vector as v
 from ._arguments import buffer_size, c_int, integer, most_fds
 from ._backend import CONSTANTS, LAYOUT, LINUX, WORD, ffi, lib
 from ._close import close_all
-from ._receive import MSG_CMSG_CLOEXEC, carried, parsed, sender, warn_malformed
+from ._receive import carried, parsed, sender, warn_malformed
 from ._scratch import (
     CONTROL_ROOM,
     LEN,
+    MSG_CMSG_CLOEXEC,
     NAME_ROOM,
     NOT_ARRIVED,
     ONE_LEN,

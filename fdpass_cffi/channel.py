@@ -12,6 +12,7 @@ import socket
 from errno import EBADF, ETIMEDOUT, ETOOMANYREFS
 from time import monotonic, sleep
 
+from ._backend import CONSTANTS
 from ._incoming import Incoming
 from ._outgoing import Outgoing, unsent
 from ._send import SOCK_STREAM
@@ -27,6 +28,7 @@ from ._sock import (
     fileno,
     getsockopt,
     os_error,
+    setsockopt,
     wait,
 )
 from ._unreturned import ALWAYS, Unreturned, gettrace
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     Turn = dict[int, list[int]]
 
 SOCK_SEQPACKET = int(socket.SOCK_SEQPACKET)
+SO_OOBINLINE = CONSTANTS["SO_OOBINLINE"]
 # Whose turn it is to send, or to receive: who finds the list that it has put under this key. dict.setdefault is atomic,
 # and, other than a lock's acquire, tells after an exception at any point whether it has happened.
 MINE = 0
@@ -74,7 +77,7 @@ class Ends:
         self._sock = sock if isinstance(sock, Socket) else owner(sock).to_socket()
         # A byte of MSG_OOB is one of the stream then. Else receives pass it over, but poll(2) goes on to call the
         # socket readable, and a peer could have every wait spin.
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        setsockopt(fd, SO_OOBINLINE, 1)
         self._fd = fd
         self._outgoing = Outgoing(self._sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from errno import EINTR, ENOPROTOOPT
+from errno import ENOPROTOOPT
 
-from ._backend import CONSTANTS, SYSTEM, ffi, lib
+from ._backend import CONSTANTS, SYSTEM, ffi
 from ._close import close_all
 from ._platform import DARWIN, LINUX, OPENBSD
-from ._sock import AF_UNIX, SOL_SOCKET, family, fileno, os_error, read_option, take_errno
+from ._sock import AF_UNIX, SOL_SOCKET, family, fileno, read_option, setsockopt
 from .fd import OwnedFd, adopt
 from .message import UCRED, Credentials
 
@@ -94,12 +94,7 @@ def peer_pidfd(sock: FileDescriptorLike) -> OwnedFd:
 
 
 def _pass(sock: FileDescriptorLike, name: str, on: bool) -> None:
-    fd = fileno(sock, "setsockopt")
-    value = ffi.new("int *", 1 if on else 0)
-    while lib.setsockopt(fd, SOL_SOCKET, _option(name), value, ffi.sizeof("int")) < 0:
-        code = take_errno()
-        if code != EINTR:
-            raise os_error(code, fd)
+    setsockopt(fileno(sock, "setsockopt"), _option(name), 1 if on else 0)
 
 
 def pass_credentials(sock: FileDescriptorLike, on: bool = True) -> None:

@@ -13,7 +13,6 @@ from errno import EMFILE, ENFILE
 from ._arguments import c_int, most_fds
 from ._backend import CONSTANTS
 from ._receive import (
-    MSG_CMSG_CLOEXEC,
     abandon,
     ancillary,
     carried,
@@ -33,6 +32,7 @@ from ._scratch import (
     FLAGS,
     INCOMING_DATA,
     IOV_LEN,
+    MSG_CMSG_CLOEXEC,
     NAMELEN,
     NOT_ARRIVED,
     SOL_SOCKET,

@@ -19,7 +19,6 @@ from ._arguments import INT_MAX, c_int, integer, most_fds
 from ._backend import CONSTANTS, KERNEL, LAYOUT, ffi
 from ._close import close_tail
 from ._receive import (
-    MSG_CMSG_CLOEXEC,
     MSG_TRUNC,
     abandon,
     ancillary,
@@ -44,6 +43,7 @@ from ._scratch import (
     FLAGS,
     INCOMING_DATA,
     IOV_LEN,
+    MSG_CMSG_CLOEXEC,
     NAMELEN,
     NOT_ARRIVED,
     ONE_LEN,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from errno import EAGAIN, EINTR, ENOMEM, EPIPE, ETIMEDOUT, ETOOMANYREFS, EWOULDBLOCK
 from select import POLLHUP
 from time import monotonic, sleep
 
 from ._arguments import c_int
-from ._backend import LAYOUT, ffi, lib
+from ._backend import CONSTANTS, LAYOUT, ffi, lib
 from ._scratch import SCM_RIGHTS, SOL_SOCKET, Block, outgoing, outgoing_pool
 from ._send import (
     MSG_NOSIGNAL,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from ._sock import FileDescriptorLike
 
 INT = 4  # bytes
-MSG_OOB = int(socket.MSG_OOB)
+MSG_OOB = CONSTANTS["MSG_OOB"]
 FOREVER = float("inf")
 AT_ONCE = (252, 244)  # descriptors that musl's sendmsg has room for: without credentials, and with them
 

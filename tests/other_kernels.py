@@ -171,7 +171,11 @@ class Lib:
         return known.get(self.system, {}).get((level, option))
 
     def setsockopt(self, fd, level, option, value, length):
-        return fails(errno.ENOPROTOOPT)
+        if (level, option) != (0xFFFF, self.table["SO_OOBINLINE"]):
+            return fails(errno.ENOPROTOOPT)
+        with borrowed(fd) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, CONSTANTS["SO_OOBINLINE"], real_ffi.cast("int *", value)[0])
+        return 0
 
 
 def load(system: str):
