@@ -31,8 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
-    from typing import Any
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     from ._sock import FileDescriptorLike
     from .frames import BytesLike
