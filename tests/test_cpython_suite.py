@@ -106,7 +106,7 @@ def suites():
             yield Path(answer.stdout.strip() or os.devnull, "test")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder() -> Path:
     found = next(filter(is_suite, suites()), None)
     if found is None:
@@ -117,7 +117,7 @@ def folder() -> Path:
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # of the module it would end when pytest puts the tests of a backend together
 def theirs(folder, tmp_path_factory) -> Run:
     """The cases through `socket` itself."""
     return run(folder, tmp_path_factory.mktemp("socket"), "socket")
