@@ -10,6 +10,7 @@ import gc
 import importlib.util
 import os
 import pkgutil
+import signal
 import sys
 from pathlib import Path
 
@@ -49,6 +50,12 @@ def pytest_addoption(parser):
         choices=["abi", "api"],
         help="run on this backend, and fail if it is missing (default: abi, and api where it was built)",
     )
+
+
+def pytest_configure(config):
+    """Let Ctrl-C reach the tests' processes: a shell starts what it runs in the background with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def backends(config) -> list[str]:

@@ -81,17 +81,21 @@ def frequent_switches():
     sys.setswitchinterval(old)
 
 
-def test_threads_with_sockets_of_their_own(fdpass, frequent_switches):
-    """Eight threads share the pooled memory and nothing gets mixed up."""
+@pytest.mark.parametrize("count", [1200, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_threads_with_sockets_of_their_own(fdpass, frequent_switches, count):
+    """Eight threads share the pooled memory for a number of transfers, and each gets its own descriptors from each."""
+    done = queue.SimpleQueue()
     with descriptors(THREADS * 3) as sent:
 
         def work(number):
             own = sent[number * 3 : number * 3 + 3]
             with pair() as (a, b):
-                for i in range(150):
+                for i in range(count // THREADS):
                     round_trip(fdpass, a, b, own[: i % 3 + 1], b"%d of %d" % (i, number))
+            done.put(i + 1)
 
         in_threads(*(partial(work, number) for number in range(THREADS)))
+        assert count == sum(done.get() for _ in range(THREADS))
 
 
 def test_threads_that_share_a_socket(fdpass, frequent_switches):
