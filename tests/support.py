@@ -18,8 +18,10 @@ PYPY = sys.implementation.name == "pypy"
 SOL_SOCKET, SCM_RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
 INT = array.array("i").itemsize
 
+EMULATED = "LAB_EMULATED" in os.environ
+STRIDE = 11 if EMULATED else 1  # of a test that goes through every one of something: an emulated processor is that slow
 # qemu-user enlarges the control buffer on receive, and repairs a wrong cmsg_len on send.
-needs_real_kernel = pytest.mark.skipif("LAB_EMULATED" in os.environ, reason="qemu-user loses truncation")
+needs_real_kernel = pytest.mark.skipif(EMULATED, reason="qemu-user loses truncation")
 needs_cpython = pytest.mark.skipif(PYPY, reason="PyPy neither counts references nor traces opcodes")
 
 

@@ -17,6 +17,7 @@ import threading
 import warnings
 
 import pytest
+from kernel import needs_pidfd
 from support import (
     PYPY,
     SCM_RIGHTS,
@@ -34,7 +35,7 @@ from support import (
     rights,
     run_child,
 )
-from test_sweep import PASSCRED, PASSPIDFD, needs_pidfd
+from test_sweep import PASSCRED, PASSPIDFD
 
 try:
     import ctypes
