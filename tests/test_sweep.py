@@ -132,7 +132,9 @@ class Table:
     """The open descriptors, by one poll(2): the listing of a folder would take most of a sweep's time."""
 
     def __init__(self) -> None:
-        self.numbers = frozenset(range(max(open_numbers()) + 100))
+        before = open_numbers()
+        # A new descriptor gets the lowest free number: what fewer than 40 of them get is below this.
+        self.numbers = frozenset(range(len(before) + 40)) | before
         self.poll = select.poll()
         for fd in self.numbers:
             self.poll.register(fd, 0)
