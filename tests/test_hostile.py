@@ -93,7 +93,12 @@ def raw(fdpass, sock):
     return fdpass.Message(data, owned, flags, address)
 
 
-WAYS = {"one": one, "batch": pytest.param(batch, marks=needs_mmsg), "drop_in": drop_in, "raw": raw}
+WAYS = {
+    "one": one,
+    "batch": pytest.param(batch, marks=needs_mmsg),
+    "drop_in": drop_in,
+    "raw": pytest.param(raw, marks=needs_real_kernel),
+}
 RECEIVERS = pytest.mark.parametrize("receive", WAYS.values(), ids=list(WAYS))
 
 
