@@ -52,6 +52,12 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """Let Ctrl-C reach the tests' processes: a shell starts what it runs in the background with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def backends(config) -> list[str]:
     asked = config.getoption("--backend")
     if asked:

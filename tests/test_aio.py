@@ -16,12 +16,12 @@ from functools import partial
 
 import anyio
 import pytest
-from support import close, descriptors, drain, fill, identities, open_numbers
+from support import close, descriptors, drain, fill, identities, needs_trio, open_numbers
 from test_channel import contents, in_table, limited, out_of_band
 
 LOOPS = [
     pytest.param(("asyncio", {}), id="asyncio"),
-    pytest.param(("trio", {}), id="trio"),
+    pytest.param(("trio", {}), id="trio", marks=needs_trio),
     pytest.param(
         ("asyncio", {"use_uvloop": True}), id="uvloop",
         marks=pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"),

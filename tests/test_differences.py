@@ -14,6 +14,7 @@ import time
 from functools import partial
 
 import pytest
+from kernel import needs_pidfd
 from support import (
     PYPY,
     SOL_SOCKET,
@@ -33,7 +34,7 @@ from support import (
     pair,
     rights,
 )
-from test_sweep import PASSCRED, PASSPIDFD, Bare, case, fds, left_by, needs_pidfd, swept, waiting  # noqa: F401
+from test_sweep import PASSCRED, PASSPIDFD, Bare, case, fds, left_by, swept, waiting  # noqa: F401
 
 SO_TIMESTAMP = getattr(socket, "SO_TIMESTAMP", 29)
 CHECKS = []

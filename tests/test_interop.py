@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection
 
 import anyio
 import pytest
-from support import close, descriptors, identities, identity
+from support import close, descriptors, identities, identity, needs_trio
 
-BACKENDS = ["asyncio", "trio"]
+BACKENDS = ["asyncio", pytest.param("trio", marks=needs_trio)]
 
 
 @pytest.mark.parametrize("loop", BACKENDS)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from kernel import needs_pidfd
 from support import (
     PYPY,
     SCM_RIGHTS,
@@ -38,7 +39,7 @@ from support import (
     rights,
     run_child,
 )
-from test_sweep import PASSCRED, PASSPIDFD, needs_pidfd
+from test_sweep import PASSCRED, PASSPIDFD
 
 try:
     import ctypes
@@ -152,6 +153,7 @@ def test_asyncio_gives_such_an_object(fdpass):
 
 def test_a_tls_socket_is_refused(fdpass):
     """An SSLSocket, whose descriptor would bypass TLS, is NotImplementedError in socket's words."""
+    pytest.importorskip("_ssl")  # and not another module in its place
     ssl = pytest.importorskip("ssl")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
