@@ -66,12 +66,6 @@ def backends(config) -> list[str]:
     return ["abi", "api"] if built else ["abi"]
 
 
-def pytest_configure(config):
-    """Heed SIGINT: a shell has what it runs in the background ignore it, and so would every program under test."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def pytest_report_header(config):
     return f"fdpass_cffi from {PACKAGE}, backends: {', '.join(backends(config))}"
 
