@@ -300,7 +300,10 @@ def test_a_real_signal_inside_a_blocked_call(fdpass, handler, name, timeout):
         def ring():
             handler()
             if handler.runs == 12:
-                drain(b) if name.startswith("send") else a.sendmsg([b"data"], rights(sent))
+                if name.startswith("send"):
+                    drain(b)
+                else:
+                    a.sendmsg([b"data"], rights(sent))
 
         with on_alarm(ring, 0.003, 0.003):
             result = {

@@ -324,7 +324,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_contributing_lists_what_emulation_leaves_out():
-    """The files that leave something out there are in the table of CONTRIBUTING.md, and none asks for the lab itself."""
+    """The files that leave something out there are in the table of CONTRIBUTING.md; none asks for the lab itself."""
     sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
     sources.pop(Path(__file__).name)
     listed = re.findall(r"^\| (test_\w+\.py) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)

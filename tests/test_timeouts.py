@@ -243,8 +243,10 @@ def test_a_handler_that_returns_does_not_end_the_call(fdpass, name):
 
             def ring():
                 rung.append(1)  # noqa: B023
-                if len(rung) == 10:  # noqa: B023
-                    drain(b) if sock is a else a.send(b"data")  # noqa: B023
+                if len(rung) == 10 and sock is a:  # noqa: B023
+                    drain(b)
+                elif len(rung) == 10:  # noqa: B023 - two statements: of a conditional one PyPy 3.11 runs both branches
+                    a.send(b"data")
 
             with on_alarm(ring, 0.003, 0.003):
                 result = call(sock)
