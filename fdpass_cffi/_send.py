@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     Buffer = Union[bytes, bytearray, memoryview, array[Any]]
     ControlMessages = Iterable[tuple[int, int, Buffer]]
 
-MSG_NOSIGNAL = CONSTANTS["MSG_NOSIGNAL"]
+MSG_NOSIGNAL, MSG_OOB = CONSTANTS["MSG_NOSIGNAL"], CONSTANTS["MSG_OOB"]
 MSG_ZEROCOPY = CONSTANTS.get("MSG_ZEROCOPY", 0)
 SOCK_STREAM = int(socket.SOCK_STREAM)
 IOV_MAX = 1024  # on every platform declared here
@@ -256,9 +256,10 @@ def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object
     block.ints[NAMELEN] = len(raw)
 
 
-def check_rights(domain: int, fd: int, size: int, raw: bytes | None) -> None:
-    """ValueError where a kernel would take the descriptors and lose them: no AF_UNIX socket, no byte on a stream.
+def check_rights(domain: int, fd: int, size: int, raw: bytes | None, flags: int) -> None:
+    """ValueError where a kernel would take the descriptors and lose them.
 
+    That is: no AF_UNIX socket; on a stream no byte, or none but the one that MSG_OOB makes urgent, which is the last.
     `size` is that of the data, in bytes; `raw` the packed descriptors, None for one.
     """
     if raw == b"":
@@ -267,6 +268,8 @@ def check_rights(domain: int, fd: int, size: int, raw: bytes | None) -> None:
         raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
     if not size and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
         raise ValueError("buffers hold no byte: a stream socket loses descriptors sent without data")
+    if flags & MSG_OOB and size == 1:
+        raise ValueError("flags: the descriptors would be lost on the byte that MSG_OOB makes urgent")
 
 
 def explain(error: OSError, fd: int, raw: bytes) -> OSError:

@@ -29,13 +29,13 @@ from ._scratch import (
     SCM_RIGHTS,
     SOL_SOCKET,
 )
-from ._send import MSG_NOSIGNAL, SOCK_STREAM, each, exported, pack_fds
+from ._send import MSG_NOSIGNAL, MSG_OOB, SOCK_STREAM, each, exported, pack_fds
 from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, fileno, getsockopt, take_errno
 from ._truncated import truncated
 from .errors import TruncatedError
 from .fd import adopt, close_cells, close_owned, owners
 from .message import LOST, MSG_TRUNC, NOBODY, Message, drop_failed, ends, lost, put_other, recv_message
-from .sendall import MSG_OOB, Sending, tell
+from .sendall import Sending, tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -62,6 +62,7 @@ from ._scratch import (
 )
 from ._send import (
     MSG_NOSIGNAL,
+    MSG_OOB,
     MSG_ZEROCOPY,
     borrow,
     check_rights,
@@ -157,8 +158,8 @@ def send_fds(
         big = put_rights(block, raw)
         if big is not None:
             keep = keep, big
-    if domain != AF_UNIX or not size:
-        check_rights(domain, fd, size, raw)
+    if domain != AF_UNIX or not size or flags & MSG_OOB:
+        check_rights(domain, fd, size, raw, flags)
     if address is not None:
         put_address(block, sock, fd, address)
         keep = keep, address

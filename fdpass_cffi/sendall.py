@@ -9,10 +9,11 @@ from select import POLLHUP
 from time import monotonic, sleep
 
 from ._arguments import c_int
-from ._backend import CONSTANTS, LAYOUT, ffi, lib
+from ._backend import LAYOUT, ffi, lib
 from ._scratch import SCM_RIGHTS, SOL_SOCKET, Block, outgoing, outgoing_pool
 from ._send import (
     MSG_NOSIGNAL,
+    MSG_OOB,
     SCM_MAX_FD,
     SOCK_STREAM,
     each,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from ._sock import FileDescriptorLike
 
 INT = 4  # bytes
-MSG_OOB = CONSTANTS["MSG_OOB"]
 FOREVER = float("inf")
 AT_ONCE = (252, 244)  # descriptors that musl's sendmsg has room for: without credentials, and with them
 

@@ -365,3 +365,11 @@ def test_a_failed_receive_spoils_nothing(fdpass, there):
         buffer = bytearray(10)
         assert (3, [], 0, None) == fdpass.recvmsg_into(there.b, [buffer])
         assert b"abc" == buffer[:3]
+
+
+def test_an_urgent_byte_carries_no_descriptors(fdpass):
+    """MSG_OOB on one byte alone would lose the descriptors: ValueError, and nothing was sent."""
+    with pair() as (a, b):
+        with pytest.raises(ValueError, match="flags: the descriptors would be lost"):
+            fdpass.send_fds(a, [b"x"], [0], socket.MSG_OOB)
+        assert b"" == drain(b)
