@@ -116,7 +116,7 @@ def control_room(block: Block, ancbufsize: Any) -> int:
 
 
 def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int) -> bytes:
-    """One receive of at most `bufsize` bytes; the rest of what came is in the block. Inlined where that counts."""
+    """One receive of at most `bufsize` bytes; the rest of what came is in the block."""
     if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
         block.sizes[IOV_LEN] = bufsize
         block.lens[CONTROLLEN] = room

@@ -15,15 +15,12 @@ from ._backend import CONSTANTS
 from ._receive import (
     abandon,
     ancillary,
+    bring,
     carried,
-    data_room,
     lib_recvmsg,
     only_item,
-    receive,
     receive_again,
-    received_data,
     sender,
-    wipe,
 )
 from ._scratch import (
     CMSG_DATA,
@@ -181,20 +178,15 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
             block = incoming_pool.pop()
         except IndexError:
             block = incoming()
-        if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
+        if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA and not flags:  # `bring` without a call of it
             block.sizes[IOV_LEN] = bufsize
             block.lens[CONTROLLEN] = CONTROL_ROOM
-            if flags & MSG_TRUNC:
-                wipe(block)
-            got = lib_recvmsg(fd, block.msg, flags | MSG_CMSG_CLOEXEC)
+            got = lib_recvmsg(fd, block.msg, MSG_CMSG_CLOEXEC)
             if got < 0:
-                got = receive_again(sock, fd, block, CONTROL_ROOM, flags | MSG_CMSG_CLOEXEC)
-            data = block.data[0 : got if got <= bufsize else bufsize]
+                got = receive_again(sock, fd, block, CONTROL_ROOM, MSG_CMSG_CLOEXEC)
+            data = block.data[0:got]
         else:
-            memory = data_room(block, bufsize)
-            if flags & MSG_TRUNC:
-                wipe(block)
-            data = received_data(block, memory, receive(sock, fd, block, CONTROL_ROOM, flags))
+            data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
         ints = block.ints
         if block.head[:] == block.usual and maxfds:
             fds = [ints[CMSG_DATA]]
