@@ -4,7 +4,11 @@ anyio and trio import it whatever they are used for, and without TLS they only n
 gets the ImportError that it is prepared for.
 """
 
+import sys
 from enum import Enum
+
+if "pip" in sys.orig_argv:
+    raise ImportError("this Python was built without OpenSSL")
 
 
 class SSLError(OSError): ...
