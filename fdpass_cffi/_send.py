@@ -12,7 +12,6 @@ import struct
 import sys
 from array import array
 from errno import EBADF, EINVAL, EMSGSIZE
-from functools import lru_cache
 from itertools import islice
 
 from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
@@ -47,19 +46,24 @@ SOCK_STREAM = int(socket.SOCK_STREAM)
 IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
 _PACKED = (struct.pack("i", 0), struct.pack("i", 1))
+MOST_PACKERS = 256
 LOW_BYTE = 0 if sys.byteorder == "little" else 3
 if PYPY:
 
     def _pack_ints(given: Sequence[Any]) -> bytes:
         return array("i", given).tobytes()
 else:
+    _packers: dict[int, Callable[..., bytes]] = {}
 
-    @lru_cache(64)
     def _packer(count: int) -> Callable[..., bytes]:
-        return struct.Struct(f"{count}i").pack
+        if len(_packers) >= MOST_PACKERS:
+            _packers.clear()
+        packer = _packers[count] = struct.Struct(f"{count}i").pack
+        return packer
 
     def _pack_ints(given: Sequence[Any]) -> bytes:
-        return _packer(len(given))(*given)
+        count = len(given)
+        return (_packers.get(count) or _packer(count))(*given)
 
 
 lib_sendmsg = lib.sendmsg
