@@ -39,7 +39,7 @@ from ._scratch import (
 from ._send import SOCK_STREAM
 from ._sock import SO_TYPE, Socket, fileno, getsockopt
 from ._truncated import truncated
-from .fd import OwnedFd, adopt, adopt_shared, close_owned
+from .fd import FEW, OwnedFd, adopt, adopt_shared, close_owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,7 +127,14 @@ class Message:
     def __exit__(self, *exc: object) -> None:
         owned = self.fds if self.pidfd is None else [*self.fds, self.pidfd]
         try:
-            close_owned(owned)
+            if len(owned) < FEW:
+                for one in owned:
+                    try:
+                        one.close()
+                    except OSError:  # the descriptor is gone all the same
+                        continue
+            else:
+                close_owned(owned)
         except BaseException:  # a signal handler's: close the rest first
             close_owned(owned)
             raise
