@@ -7,7 +7,7 @@ gets the ImportError that it is prepared for.
 import sys
 from enum import Enum
 
-if "pip" in sys.orig_argv:
+if any("pip" in argument for argument in sys.orig_argv):
     raise ImportError("this Python was built without OpenSSL")
 
 
