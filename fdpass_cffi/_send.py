@@ -142,13 +142,16 @@ def _address_on_pypy(data: Buffer, view: memoryview) -> Any:
 def spread(block: Block, parts: Sequence[Any]) -> object:
     """Point the msghdr at `parts` (char[] each); the memory that must live until the call is over."""
     count = len(parts)
+    if not count:  # one empty iovec: with none at all, qemu-user does not make the call
+        block.sizes[IOV_LEN] = 0
+        return parts
     if count == 1:
         block.iov.iov_base = parts[0]
         block.sizes[IOV_LEN] = len(parts[0])
         return parts
     if count > IOV_MAX:
         raise OSError(EMSGSIZE, f"{os.strerror(EMSGSIZE)}: {count} buffers, one message takes {IOV_MAX}")
-    iov = ffi.new("struct iovec[]", count or 1)
+    iov = ffi.new("struct iovec[]", count)
     for i, part in enumerate(parts):
         iov[i].iov_base = part
         iov[i].iov_len = len(part)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 PYPY = sys.implementation.name == "pypy"
+GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 SOL_SOCKET, SCM_RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
 INT = array.array("i").itemsize
 

@@ -251,9 +251,7 @@ class Traffic(RuleBasedStateMachine):
 
 @needs_mmsg
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-@pytest.mark.parametrize(
-    "examples", [4 if EMULATED else 12 if PYPY else 25, pytest.param(1000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("examples", [4 if EMULATED else 12 if PYPY else 25, pytest.param(400, marks=pytest.mark.slow)])
 def test_what_arrives_is_what_a_plain_model_says(fdpass, kind, examples):
     """Sends, batches, peeks, truncations, full tables, timeouts, closes in any order bring what the model says."""
     machine = type("Traffic", (Traffic,), {"fdpass": fdpass, "kind": kind})

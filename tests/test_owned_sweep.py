@@ -100,6 +100,16 @@ CASES = {  # name: what to call, the descriptors in each message sent, options, 
 MARKS = {"batch": needs_mmsg, "peer_pidfd": needs_peer_pidfd}
 
 
+def ways():
+    """Each case in one way, the plain ones in both; the other ways are among the full counts."""
+    for i, name in enumerate(CASES):
+        for j, (pool, error) in enumerate([("empty", Bare), ("warm", KeyboardInterrupt)]):
+            marks = [MARKS[kind] for kind in MARKS if name.split("-")[0] == kind]
+            if "-" in name and i % 2 != j:
+                marks.append(pytest.mark.slow)
+            yield pytest.param(name, pool, error, id=f"{name}-{pool}", marks=marks)
+
+
 @contextmanager
 def waiting(fdpass, call, counts, options, kind, sent):
     """A socket pair with messages waiting, and the call to make."""
@@ -116,10 +126,7 @@ def waiting(fdpass, call, counts, options, kind, sent):
 # PyPy runs some finalizers only some collections later, when the sweep has already looked at the table; there the
 # storm of real signals below, which looks at the end, has to do.
 @pytest.mark.skipif(PYPY, reason="PyPy runs finalizers later than the sweep looks; see the storm of signals")
-@pytest.mark.parametrize(("pool", "error"), [("empty", Bare), ("warm", KeyboardInterrupt)], ids=["empty", "warm"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[MARKS[n.split("-")[0]]] if n.split("-")[0] in MARKS else []) for n in CASES]
-)
+@pytest.mark.parametrize(("name", "pool", "error"), list(ways()))
 def test_an_exception_anywhere_leaves_nothing_open(fdpass, name, pool, error, quiet):
     """Whatever boundary a call or the end of its message is left at, the table is as before, nothing closed twice."""
     call, counts, options, kind = CASES[name]
@@ -185,7 +192,7 @@ def test_the_numbers_are_right_wherever_an_exception_comes_in(fdpass, count, qui
 
 @pytest.mark.skipif(PYPY, reason="lines are too coarse to come between a call and its bookkeeping")
 @pytest.mark.parametrize("way", [pytest.param("native", marks=needs_mmsg), "loop"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_numbers_of_a_batch_are_right_wherever_an_exception_comes_in(fdpass, way, count, quiet, monkeypatch):
     """`messages_sent`, and with it the other two, are what arrives, at every boundary of send_messages."""
     if way == "loop":

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 from kernel import needs_pidfd
 from support import (
+    GIL,
     PYPY,
     SOL_SOCKET,
     STDLIB,
@@ -39,7 +40,6 @@ from support import (
 from fdpass_cffi._backend import CONSTANTS
 
 EVENT = "line" if PYPY else "opcode"
-GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 COLLECT = 50 if PYPY or not GIL else 1  # a collection after every so many calls; one takes PyPy 20 ms, and without the
 # GIL it goes through all there is, frozen or not
 
