@@ -7,7 +7,7 @@ gets the ImportError that it is prepared for.
 import sys
 from enum import Enum
 
-if any("pip" in argument for argument in sys.orig_argv):
+if any("pip" in argument.split("/") for argument in sys.orig_argv):  # -m pip, bin/pip, pip/__pip-runner__.py
     raise ImportError("this Python was built without OpenSSL")
 
 
