@@ -20,8 +20,10 @@ import os
 from errno import EINTR, EMFILE, ENFILE
 
 from ._backend import LINUX
+from ._close import close_all
 from ._receive import (
     abandon,
+    arrived,
     carried,
     data_room,
     items,
@@ -45,8 +47,8 @@ from ._scratch import (
 from ._sock import os_error, take_errno
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
 from .fd import OwnedFd, adopt, adopt_shared, close_owned
-from .frames import HEADER_SIZE, Decoder, one_frame
-from .message import LOST, MSG_PEEK, MSG_TRUNC, recv_message
+from .frames import HEADER_SIZE, Decoder, only_payload
+from .message import LOST, MSG_PEEK, MSG_TRUNC, Message, recv_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +68,19 @@ TABLES = {"table-full": EMFILE, "system-table-full": ENFILE}
 class Incoming:
     """What has been received and not been handed out."""
 
-    __slots__ = ("back", "between", "decoder", "fault", "fd", "max_data", "max_fds", "packets", "reading", "staged")
+    __slots__ = (
+        "back",
+        "between",
+        "decoder",
+        "fault",
+        "fd",
+        "given",
+        "max_data",
+        "max_fds",
+        "packets",
+        "reading",
+        "staged",
+    )
 
     def __init__(self, fd: int, packets: bool, max_data: int, max_fds: int) -> None:
         self.fd = fd
@@ -75,68 +89,27 @@ class Incoming:
         self.decoder: Decoder[OwnedFd] = Decoder(max_data, max_fds)
         self.max_data = max_data
         self.max_fds = max_fds
-        self.between = LINUX  # nothing of a frame is here: `whole` may try
+        self.between = LINUX  # nothing of a frame is here
+        self.given: Frame | None = None  # by the decoder, and not taken yet
         self.fault: OSError | ValueError | None = None
-        self.back: list[Frame] = []  # decoded, and its recv was left by an exception
+        self.back: list[Message] = []  # whose recv was left by an exception
         self.staged: Peeked | Taken | None = None  # a receive on its way into the decoder
 
-    def next(self, flags: int) -> Frame | None:
-        """The next frame, which stays here too until it is `taken`, or None: call again.
+    def next(self, flags: int) -> Message | None:
+        """The next message, which stays here too until it is `taken`, or None: call again.
 
-        BlockingIOError if nothing is there (and `flags` has MSG_DONTWAIT), and whatever else `fill` raises.
+        BlockingIOError if nothing is there (and `flags` has MSG_DONTWAIT); EOFError; ProtocolError; OSError EMFILE or
+        ENFILE if there is no room for the descriptors that come next: then they are still queued.
         """
         if self.staged is not None:
             self.recover()
         if self.back:
             return self.back[0]
-        if self.between:
-            frame = self.whole(flags)
-            if frame is not None:
-                return frame
-        frame = self.decoder.front()
-        if frame is None:
-            self.fill(flags)
-        return frame
-
-    def taken(self, frame: Frame) -> None:
-        """The frame that `next` gave is the caller's now."""
-        if self.staged is not None:
-            self.staged = None
-        elif self.back and self.back[0] is frame:
-            del self.back[0]
-        else:
-            self.decoder.take(frame)
-
-    def put_back(self, frame: Frame) -> None:
-        """The frame that `next` gave is to be given once more; it may have been taken, or not."""
-        if self.staged is None and not any(other is frame for other in self.back):
-            self.back.insert(0, frame)
-            self.decoder.take(frame)
-
-    def fill(self, flags: int) -> None:
-        """Feed one receive to the decoder, whose next_frame must have given None.
-
-        BlockingIOError if nothing is there (and `flags` has MSG_DONTWAIT); EOFError; ProtocolError; OSError EMFILE or
-        ENFILE if there is no room for the descriptors that come next: then they are still queued.
-        """
-        missing, fds = self.decoder.wanted()
-        if LINUX and not self.between and self.decoder.idle():
-            self.between = True  # `whole` goes first
-            return
-        if not fds and not self.packets:
-            self.take(min(missing, LARGE), flags)
-        elif LINUX:
-            self.peek(flags)
-        else:
-            self.take(INCOMING_DATA, flags)
-
-    def whole(self, flags: int) -> Frame | None:
-        """A frame that is all there is in the socket, by far the most frequent: the decoder is spared.
-
-        None if it is anything else, which `fill` has then to look at. BlockingIOError as `fill`. The frame is
-        also in `staged`.
-        """
-        block = numbers = None
+        if not self.between:
+            return self.decoded(flags)
+        # A frame that is all there is in the socket, by far the most frequent, spares the decoder.
+        block = None
+        numbers: list[int] | None = None
         fds: list[OwnedFd] = []
         eaten: list[bytes] = []
         try:
@@ -148,37 +121,89 @@ class Incoming:
             block.sizes[IOV_LEN] = INCOMING_DATA
             lens[CONTROLLEN] = CONTROL_ROOM
             got = lib_recvmsg(self.fd, block.msg, flags | PEEKING)
-            if not HEADER_SIZE <= got < INCOMING_DATA or ints[FLAGS] & LOST:
-                self.nothing(got)
-                abandon(block, None)
+            if got < 0:
+                self.failed()
                 return None
-            if lens[CONTROLLEN]:
-                numbers = [ints[CMSG_DATA]] if block.head[:] == block.usual else only_item(block)
-                if numbers is None or len(numbers) > self.max_fds:
-                    abandon(block, None)
-                    return None
-                ints[NAMELEN] = NOT_ARRIVED
-                fds = adopt_shared(numbers)
+            if not lens[CONTROLLEN]:
+                numbers = []
+            elif block.head[:] == block.usual:
+                numbers = [ints[CMSG_DATA]]
             else:
-                ints[NAMELEN] = NOT_ARRIVED
+                numbers = only_item(block)
+                if numbers is None:
+                    numbers, got = arrived(block), 0
+            lost = ints[FLAGS] & LOST
+            ints[NAMELEN] = NOT_ARRIVED
             incoming_pool.append(block)
+            if lost or not HEADER_SIZE <= got < INCOMING_DATA or len(numbers) > self.max_fds:
+                close_all(numbers)
+                return self.decoded(flags)
+            if numbers:
+                fds = adopt_shared(numbers)
             self.staged = got, fds, eaten
         except BaseException:
-            abandon(block, numbers)
+            abandon(block, numbers, incoming_pool)
             close_owned(fds)
             raise
         eaten.extend(map(_read, self.reading, (got,)))
-        frame = one_frame(eaten[0], fds, self.max_data)
-        if frame is None:
-            self.feed()
-        return frame
+        data = only_payload(eaten[0], len(fds), self.max_data)
+        if data is not None:
+            return Message(data, fds)
+        self.feed()
+        return self.decoded(flags)
 
-    def nothing(self, got: int) -> None:
+    def decoded(self, flags: int) -> Message | None:
+        """`next` by way of the decoder."""
+        frame = self.decoder.front()
+        if frame is None:
+            self.fill(flags)
+            return None
+        self.given = frame
+        return Message(frame[0], frame[1])
+
+    def taken(self, message: Message) -> None:
+        """The message that `next` gave is the caller's now."""
+        if self.staged is not None:
+            self.staged = None
+        elif self.back and self.back[0] is message:
+            del self.back[0]
+        else:
+            self.take_frame()
+
+    def put_back(self, message: Message) -> None:
+        """The message that `next` gave is to be given once more; it may have been taken, or not."""
+        if self.staged is None and not any(other is message for other in self.back):
+            self.back.insert(0, message)
+            self.take_frame()
+
+    def take_frame(self) -> None:
+        """The frame that the decoder gave last is nobody's business here any more."""
+        if self.given is not None:
+            self.decoder.take(self.given)
+            self.given = None
+
+    def fill(self, flags: int) -> None:
+        """Feed one receive to the decoder, whose next_frame must have given None.
+
+        BlockingIOError if nothing is there (and `flags` has MSG_DONTWAIT); EOFError; ProtocolError; OSError EMFILE or
+        ENFILE if there is no room for the descriptors that come next: then they are still queued.
+        """
+        missing, fds = self.decoder.wanted()
+        if LINUX and not self.between and self.decoder.idle():
+            self.between = True  # as `next` must know first
+            return
+        if not fds and not self.packets:
+            self.take(min(missing, LARGE), flags)
+        elif LINUX:
+            self.peek(flags)
+        else:
+            self.take(INCOMING_DATA, flags)
+
+    def failed(self) -> None:
         """Raise what a failed recvmsg means, unless it is to be tried again."""
-        if got < 0:
-            code = take_errno()
-            if code != EINTR:
-                raise os_error(code, self.fd)
+        code = take_errno()
+        if code != EINTR:
+            raise os_error(code, self.fd)
 
     def peek(self, flags: int) -> None:
         """Receive without a risk for the descriptors, as the head of this file says."""
@@ -288,8 +313,8 @@ class Incoming:
         """
         self.fd, self.reading = -1, (-1,)
         self.discard()
-        for _, fds in self.back:
-            close_owned(fds)
+        for message in self.back:
+            close_owned(message.fds)
         close_owned(self.decoder.drain())
 
 

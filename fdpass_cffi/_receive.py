@@ -212,11 +212,25 @@ def arrived(block: Block) -> list[int]:
     return rights + pidfds
 
 
-def abandon(block: Block | None, fds: list[int] | None) -> None:
-    """Close what arrived: `fds` where it was already taken out of the block, else what the block's memory says."""
-    if fds is None:
-        fds = [] if block is None else arrived(block)
-    close_all(fds)
+def abandon(block: Block | None, fds: list[int] | None, pool: list[Block]) -> None:
+    """Close what arrived: `fds` where it was already taken out of the block, else what the block's memory says.
+
+    The block then goes back to its pool, unless its caller had given it back, which it does once it has `fds`. Most of
+    the receives that end here have found nothing (EAGAIN), and a new block would cost more than the next one.
+    """
+    if fds is not None:
+        close_all(fds)
+    elif block is not None:
+        close_all(arrived(block))
+        give_back(block, pool)
+
+
+def give_back(block: Block, pool: list[Block]) -> None:
+    """Put a block into the pool that it is from, whatever its call has pointed it at."""
+    block.iov.iov_base = block.start + DATA
+    block.msg.msg_iov, block.msg.msg_iovlen, block.lens[CONTROLLEN] = block.iov, 1, 0
+    disown(block)
+    pool.append(block)
 
 
 def ancillary(block: Block, stacklevel: int) -> list[tuple[int, int, bytes]]:

@@ -27,6 +27,7 @@ from ._scratch import (
     SCM_RIGHTS,
     SOL_SOCKET,
     Block,
+    outgoing_pool,
 )
 from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, take_errno
 
@@ -76,13 +77,21 @@ def transmit(sock: object, fd: int, block: Block, flags: int) -> int:
 
 
 def transmit_again(sock: object, fd: int, block: Block, flags: int) -> int:
-    """`transmit` from where its first sendmsg has failed; apart, because callers in a hurry make the first one."""
+    """`transmit` from where its first sendmsg has failed; callers in a hurry make the first one.
+
+    If it raises, the block is back in its pool: a new one would cost more than the send.
+    """
     deadline = None
-    while True:
-        deadline = failed(take_errno(), sock, fd, OUT, flags, deadline)
-        sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
-        if sent >= 0:
-            return sent
+    try:
+        while True:
+            deadline = failed(take_errno(), sock, fd, OUT, flags, deadline)
+            sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
+            if sent >= 0:
+                return sent
+    except BaseException:
+        block.reset()
+        outgoing_pool.append(block)
+        raise
 
 
 def gather(block: Block, buffers: Iterable[Buffer]) -> object:

@@ -25,7 +25,6 @@ from . import msg as _msg
 from ._sock import MSG_DONTWAIT, fileno
 from .channel import MINE, PAUSE, Ends
 from .frames import MAX_DATA, MAX_FDS
-from .message import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from ._sock import FileDescriptorLike
     from .channel import Path
     from .frames import BytesLike
+    from .message import Message
 
     T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class AsyncChannel(Ends):
 
     async def recv(self) -> Message:
         """The next message, as Channel.recv; cancelling it loses nothing."""
-        incoming, turn, frame = self._incoming, self._receiving, None
+        incoming, turn, message = self._incoming, self._receiving, None
         me: list[int] = []
         try:
             if turn.setdefault(MINE, me) is not me:
@@ -113,20 +113,20 @@ class AsyncChannel(Ends):
             self._unwaited += 1
             if self._sock is None or self._unwaited > TURN:
                 await self._turn()
-            while frame is None:
+            while message is None:
                 try:
-                    frame = incoming.next(MSG_DONTWAIT)
-                    if frame is None:
+                    message = incoming.next(MSG_DONTWAIT)
+                    if message is None:
                         self._unwaited += 1  # a peer in a hurry need not let it wait even once
                         if self._unwaited > TURN:
                             await self._turn()
                 except BlockingIOError:
                     await self._ready(anyio.wait_readable)
                     self._live()
-            incoming.taken(frame)
-            return Message(frame[0], frame[1])
+            incoming.taken(message)
+            return message
         except BaseException as error:
-            self._stopped(error, frame)
+            self._stopped(error, message)
             raise
         finally:
             if turn.get(MINE) is me:

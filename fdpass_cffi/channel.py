@@ -35,7 +35,6 @@ from ._unreturned import ALWAYS, Unreturned, gettrace
 from .errors import LocalProtocolError, ProtocolError
 from .fd import OwnedFd
 from .frames import MAX_DATA, MAX_FDS
-from .message import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,10 +43,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ._incoming import Frame
     from ._outgoing import Sending
     from ._sock import FileDescriptorLike
     from .frames import BytesLike
+    from .message import Message
 
     Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
     Turn = dict[int, list[int]]
@@ -107,17 +106,17 @@ class Ends:
             raise unsent(self._incoming.fault)
         raise unsent(OSError(EBADF, f"{os.strerror(EBADF)}: the channel is closed"))
 
-    def _stopped(self, error: BaseException, frame: Frame | None) -> None:
+    def _stopped(self, error: BaseException, message: Message | None) -> None:
         """A recv is left by an exception: what it had decoded is for the next one; after a fault nothing is."""
-        if frame is not None:
-            self._incoming.put_back(frame)
+        if message is not None:
+            self._incoming.put_back(message)
         if isinstance(error, (ProtocolError, LocalProtocolError)):
             self._incoming.fault = error
             self._shut()
 
     def _give_back(self, message: Message) -> list[int]:
         """The message of a recv that an exception struck at its very `return`."""
-        self._incoming.back.append((message.data, message.fds))
+        self._incoming.back.append(message)
         return []
 
     def __repr__(self) -> str:
@@ -228,7 +227,7 @@ class Channel(Ends):
         closed without receiving all that was sent to it.
         """
         incoming, turn = self._incoming, self._receiving
-        _first = message = frame = deadline = None  # the order counts: see Unreturned
+        _first = message = deadline = None  # the order counts: see Unreturned
         unreturned = _first = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None
         try:
             me: list[int] = []
@@ -239,15 +238,14 @@ class Channel(Ends):
                     )
                 sock = self._sock or self._live()
                 flags = 0 if sock.gettimeout() is None else MSG_DONTWAIT
-                while frame is None:
+                while message is None:
                     try:
-                        frame = incoming.next(flags)
-                        if frame is None and flags:
+                        message = incoming.next(flags)
+                        if message is None and flags:
                             deadline = self._in_time(deadline)
                     except BlockingIOError as error:
                         deadline = self._wait(deadline, error)
-                incoming.taken(frame)
-                message = Message(frame[0], frame[1])
+                incoming.taken(message)
             finally:
                 if turn.get(MINE) is me:
                     del turn[MINE]
@@ -257,7 +255,7 @@ class Channel(Ends):
         except BaseException as error:
             if unreturned is not None:
                 unreturned.held = []
-            self._stopped(error, frame)
+            self._stopped(error, message)
             raise
 
     def _wait(self, deadline: float | None, error: BlockingIOError) -> float:

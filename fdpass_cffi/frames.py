@@ -42,6 +42,7 @@ PER_MESSAGE = 253  # Linux's SCM_MAX_FD; a sender may use less, and the format d
 _UINT32 = 0xFFFFFFFF
 _SMALL = 4096  # pieces below this are gathered: a peer that trickles must not cost an object per byte
 _HEADER = Struct(">II")
+_unpack = _HEADER.unpack_from
 header = _HEADER.pack  # (payload length, descriptor count): what a frame begins with
 
 
@@ -206,7 +207,7 @@ class Decoder(Generic[D]):
             return self._collect(read, at, body)
         if len(read) - at < HEADER_SIZE:
             return self._wait(self.max_fds if at < len(read) else 0)
-        size, count = _HEADER.unpack_from(read, at)
+        size, count = _unpack(read, at)
         if size > self.max_data or count > self.max_fds:
             self._refuse(size, count)
         at += HEADER_SIZE
@@ -323,20 +324,21 @@ class Decoder(Generic[D]):
         return frame
 
 
-def one_frame(data: bytes, fds: list[D], max_data: int) -> Frame[D] | None:
-    """What one receive brought, when no part of a frame was here, if that is one whole frame and nothing else.
+def only_payload(data: bytes, fds: int, max_data: int) -> bytes | None:
+    """The payload, if what one receive brought is one whole frame and nothing else; no part of one was here before.
 
-    None if it is not: a Decoder has to tell what it is. The caller has looked at the number of descriptors.
+    None if it is not: a Decoder has to tell what it is. `fds` is the number of descriptors that came, which the caller
+    has found to be small enough.
     """
     if len(data) < HEADER_SIZE:
         return None
-    size, count = _HEADER.unpack_from(data)
+    size, count = _unpack(data)
     end = HEADER_SIZE + size
-    if count != len(fds) or size > max_data or len(data) != (end if size > count else HEADER_SIZE + count):
+    if count != fds or size > max_data or len(data) != (end if size > count else HEADER_SIZE + count):
         return None
     if size < count and data.count(0, end) < count - size:
         return None
-    return data[HEADER_SIZE:end], fds
+    return data[HEADER_SIZE:end]
 
 
 def _added(parts: Parts, piece: bytes) -> Parts:

@@ -232,7 +232,7 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
                 message.credentials = None
         return message
     except BaseException:
-        abandon(block, fds)
+        abandon(block, fds, incoming_pool)
         close_owned(owned)
         raise
 

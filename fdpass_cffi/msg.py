@@ -25,6 +25,7 @@ from ._receive import (
     carried,
     control_room,
     disown,
+    give_back,
     lib_recvmsg,
     only_item,
     only_rights,
@@ -307,7 +308,7 @@ def recv_fds(
             unreturned.held = fds
         return data, fds, msg_flags, address
     except BaseException:
-        abandon(block, fds)
+        abandon(block, fds, incoming_pool)
         raise
 
 
@@ -353,7 +354,7 @@ def recvmsg(
     except BaseException:
         if unreturned is not None:
             unreturned.held = []  # what is closed here is not to be closed twice
-        abandon(block, None if ancdata is None else inside(ancdata))
+        abandon(block, None if ancdata is None else inside(ancdata), incoming_pool)
         raise
 
 
@@ -405,7 +406,7 @@ def recvmsg_into(
     except BaseException:
         if unreturned is not None:
             unreturned.held = []  # what is closed here is not to be closed twice
-        abandon(block, None if ancdata is None else inside(ancdata))
+        abandon(block, None if ancdata is None else inside(ancdata), into_pool)
         raise
 
 
@@ -420,7 +421,11 @@ def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) 
     block.sizes[IOV_LEN] = len(buffer)
     got = lib_recvmsg(fd, block.msg, flags)
     if got < 0:
-        got = receive_again(sock, fd, block, 0, flags)
+        try:
+            got = receive_again(sock, fd, block, 0, flags)
+        except BaseException:
+            give_back(block, into_pool)
+            raise
     del keep
     ints = block.ints
     namelen, msg_flags = ints[NAMELEN], ints[FLAGS]

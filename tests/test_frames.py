@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fdpass_cffi.errors import LocalProtocolError, ProtocolError
-from fdpass_cffi.frames import HEADER_SIZE, MAX_DATA, MAX_FDS, MAX_PACKET, Decoder, encode, one_frame
+from fdpass_cffi.frames import HEADER_SIZE, MAX_DATA, MAX_FDS, MAX_PACKET, Decoder, encode, only_payload
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 quick = settings(deadline=None, database=None)
@@ -631,21 +631,21 @@ def test_what_is_in_front_stays_until_it_is_taken():
     assert ["c"] == decoder.drain()
 
 
-def test_one_frame_is_only_a_whole_one():
+def test_the_shortcut_takes_only_a_whole_frame():
     """The shortcut gives nothing where a descriptor lacks or is too many, or padding, length or limit is wrong."""
-    assert (b"a", [1, 2]) == one_frame(b"\0\0\0\1\0\0\0\2a\0", [1, 2], 1)
-    assert one_frame(b"\0\0\0\1\0\0\0\2a\0", [1], 1) is None
-    assert one_frame(b"\0\0\0\1\0\0\0\2a\0", [1, 2, 3], 1) is None
-    assert one_frame(b"\0\0\0\1\0\0\0\2a\0", [1, 2], 0) is None
-    assert one_frame(b"\0\0\0\1\0\0\0\2aa", [1, 2], 1) is None
-    assert one_frame(b"\0\0\0\1\0\0\0\2a", [1, 2], 1) is None
-    assert one_frame(b"\0\0\0\1\0\0\0", [], 1) is None
+    assert b"a" == only_payload(b"\0\0\0\1\0\0\0\2a\0", 2, 1)
+    assert only_payload(b"\0\0\0\1\0\0\0\2a\0", 1, 1) is None
+    assert only_payload(b"\0\0\0\1\0\0\0\2a\0", 3, 1) is None
+    assert only_payload(b"\0\0\0\1\0\0\0\2a\0", 2, 0) is None
+    assert only_payload(b"\0\0\0\1\0\0\0\2aa", 2, 1) is None
+    assert only_payload(b"\0\0\0\1\0\0\0\2a", 2, 1) is None
+    assert only_payload(b"\0\0\0\1\0\0\0", 0, 1) is None
 
 
 @quick
 @given(st.data())
-def test_one_frame_is_what_the_decoder_says(data):
-    """The shortcut for a receive that is one whole frame gives the decoder's frame, and None for anything else."""
+def test_the_shortcut_says_what_the_decoder_says(data):
+    """The shortcut for a receive that is one whole frame gives the decoder's payload, and None for anything else."""
     frame = data.draw(messages(2))
     arrived = [(b"".join(b"".join(buffers) for buffers, _ in encode(*one)), one[1]) for one in frame]
     if data.draw(st.booleans()):
@@ -654,7 +654,7 @@ def test_one_frame_is_what_the_decoder_says(data):
         decoder = Decoder(max_data=1000)
         got, _, fault = until_the_fault(decoder, [(read, fds)])
         alone = len(got) == 1 and not fault and decoder.wanted() == (HEADER_SIZE, MAX_FDS)
-        assert (got[0] if alone else None) == one_frame(read, fds, 1000)
+        assert (got[0] if alone else (None, fds)) == (only_payload(read, len(fds), 1000), fds)
 
 
 # The kernel itself
