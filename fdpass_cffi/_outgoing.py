@@ -97,9 +97,24 @@ class Outgoing:
             fd: Any = fds[0] if fds else -1
             if not fds or (len(fds) == 1 and type(fd) is int and 0 <= fd <= INT_MAX and data and self.max_fds):
                 frame = header(len(data), len(fds)) + data
-                self.last = results, len(frame)
-                self.one_descriptor(frame, fd, flags, results)
-                if results[0] == len(frame):
+                size = len(frame)
+                _audit("socket.sendmsg", self.sock, None)
+                try:
+                    block = outgoing_pool.pop()
+                except IndexError:
+                    block = outgoing()
+                block.data[0:size] = frame
+                block.sizes[IOV_LEN] = size
+                if fds:
+                    block.ints[CMSG_DATA] = fd
+                else:
+                    block.lens[CONTROLLEN] = 0
+                self.last = results, size
+                results.extend(map(lib_sendmsg, (self.fd,), (block.msg,), (flags | MSG_NOSIGNAL,)))
+                if not fds:
+                    block.lens[CONTROLLEN] = ONE_SPACE
+                outgoing_pool.append(block)
+                if results[0] == size:
                     self.last = None
                     return None
                 return self.rest(frame, fd, results)
@@ -115,25 +130,6 @@ class Outgoing:
         sent = results[0] if results else -1
         left = frame if sent < 0 else memoryview(frame)[sent:]
         return Sending(self, [([left], [fd] if sent < 0 <= fd else [])], results)
-
-    def one_descriptor(self, frame: bytes, fd: int, flags: int, results: list[int]) -> None:
-        """One sendmsg(2) of a small frame with one descriptor or (-1) none."""
-        _audit("socket.sendmsg", self.sock, None)
-        try:
-            block = outgoing_pool.pop()
-        except IndexError:
-            block = outgoing()
-        size = len(frame)
-        block.data[0:size] = frame
-        block.sizes[IOV_LEN] = size
-        if fd >= 0:
-            block.ints[CMSG_DATA] = fd
-        else:
-            block.lens[CONTROLLEN] = 0
-        results.extend(map(lib_sendmsg, (self.fd,), (block.msg,), (flags | MSG_NOSIGNAL,)))
-        if fd < 0:
-            block.lens[CONTROLLEN] = ONE_SPACE
-        outgoing_pool.append(block)
 
     def encode(self, data: BytesLike, raw: bytes) -> list[Piece]:
         """The messages to send."""

@@ -1,8 +1,8 @@
 """Pooled memory for one sendmsg or recvmsg call: struct msghdr, iovec, name, control and small data.
 
-A `Block` belongs to whoever took it from its pool: to one call in one thread. A call that is left by
-an exception does not give its block back. list.pop and list.append are atomic, so threads and signal
-handlers need no lock, and a forked child has a copy of its own.
+A `Block` belongs to whoever took it from its pool: to one call in one thread, which gives it back, and touches it no
+more. One that an exception took from its call may be lost, which costs no more than a new one. list.pop and list.append
+are atomic, so threads and signal handlers need no lock, and a forked child has a copy of its own.
 
 Fields are read and written through `ints`, `sizes` and `lens`, views of the whole block by element
 size, because that costs a third of a cdata attribute on CPython; on PyPy cdata arrays are the quick ones.

@@ -333,12 +333,12 @@ def only_payload(data: bytes, fds: int, max_data: int) -> bytes | None:
     if len(data) < HEADER_SIZE:
         return None
     size, count = _unpack(data)
+    if count != fds or size > max_data:
+        return None
+    if count <= size:
+        return data[HEADER_SIZE:] if len(data) == HEADER_SIZE + size else None
     end = HEADER_SIZE + size
-    if count != fds or size > max_data or len(data) != (end if size > count else HEADER_SIZE + count):
-        return None
-    if size < count and data.count(0, end) < count - size:
-        return None
-    return data[HEADER_SIZE:end]
+    return data[HEADER_SIZE:end] if len(data) == HEADER_SIZE + count == end + data.count(0, end) else None
 
 
 def _added(parts: Parts, piece: bytes) -> Parts:

@@ -266,7 +266,7 @@ def ways():
 
 
 def ready(pool, make, blocks: int) -> None:
-    """Put just so many blocks into a pool: a call that is left by an exception does not give its block back."""
+    """Put just so many blocks into a pool: a call that is left by an exception may not give its block back."""
     pool[:] = [make() for _ in range(blocks)]
 
 
