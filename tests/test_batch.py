@@ -27,6 +27,8 @@ from support import (
     rights,
 )
 
+from fdpass_cffi._backend import CONSTANTS
+
 DGRAM, SEQPACKET, STREAM = socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_STREAM
 
 
@@ -211,7 +213,7 @@ def test_credentials_and_pidfds_of_each(fdpass, way):
     with pair(SEQPACKET) as (a, b), descriptors(253) as fds:
         fdpass.pass_credentials(b)
         fdpass.pass_pidfd(b)
-        b.setsockopt(SOL_SOCKET, 34 if SOL_SOCKET == 1 else 0x001D, 1)  # SO_PASSSEC
+        b.setsockopt(SOL_SOCKET, CONSTANTS["SO_PASSSEC"], 1)
         assert 3 == fdpass.send_messages(a, [(b"1", fds), (b"2", []), (b"3", fds[:2])])
         messages = fdpass.recv_messages(b, 5, 10, 253)
         assert [identities(fds), [], identities(fds[:2])] == [inodes(message) for message in messages]

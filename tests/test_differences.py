@@ -36,7 +36,8 @@ from support import (
 )
 from test_sweep import PASSCRED, PASSPIDFD, Bare, case, fds, left_by, swept, waiting  # noqa: F401
 
-SO_TIMESTAMP = getattr(socket, "SO_TIMESTAMP", 29)
+from fdpass_cffi._backend import CONSTANTS
+
 CHECKS = []
 
 
@@ -170,7 +171,7 @@ def recv_fds_has_room_beside_credentials(module):
 @difference()
 def recv_fds_has_room_beside_a_timestamp(module):
     """With SO_TIMESTAMP on, the one descriptor asked for arrives."""
-    with_option(module, socket.SOCK_DGRAM, SO_TIMESTAMP)
+    with_option(module, socket.SOCK_DGRAM, CONSTANTS["SO_TIMESTAMP"])
 
 
 @difference()

@@ -7,14 +7,14 @@ import errno
 import os
 import pickle
 import socket
-import struct
 
 import pytest
 from kernel import needs_credentials, needs_pidfd
 from support import SOL_SOCKET, alarm, descriptors, identities, identity, open_numbers, pair, rights
 
+from fdpass_cffi._backend import CONSTANTS
+
 KINDS = [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET]
-SO_TIMESTAMP = 29 if struct.calcsize("P") == 8 else None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -29,7 +29,7 @@ def test_data_and_descriptors_arrive_owned_and_close_on_exec(fdpass, kind, count
             assert {False} >= {os.get_inheritable(number) for number in numbers}
             assert {fdpass.OwnedFd} >= {type(owned) for owned in message.fds}
             assert (None, None, None, []) == (message.credentials, message.pidfd, message.security, message.ancdata)
-            assert 0 == message.flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC | 0x40000000)
+            assert 0 == message.flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC | fdpass.MSG_CMSG_CLOEXEC)
         assert all(owned.closed for owned in message.fds)
         assert not set(numbers) & open_numbers()
 
@@ -163,9 +163,8 @@ def test_everything_the_kernel_adds_and_253_descriptors(fdpass):
     with pair() as (a, b), descriptors(253) as sent:
         fdpass.pass_credentials(b)
         fdpass.pass_pidfd(b)
-        b.setsockopt(SOL_SOCKET, 34 if SOL_SOCKET == 1 else 0x001D, 1)  # SO_PASSSEC; no label without a security module
-        if SO_TIMESTAMP:
-            b.setsockopt(SOL_SOCKET, SO_TIMESTAMP, 1)
+        for option in ("SO_PASSSEC", "SO_TIMESTAMP"):  # no label comes without a security module
+            b.setsockopt(SOL_SOCKET, CONSTANTS[option], 1)
         a.sendmsg([b"x"], rights(sent))
         with fdpass.recv_message(b, 1, 253) as message:
             assert identities(sent) == identities([owned.fileno() for owned in message.fds])

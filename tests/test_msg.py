@@ -42,6 +42,8 @@ from support import (
 )
 from test_sweep import PASSCRED, PASSPIDFD
 
+from fdpass_cffi._backend import CONSTANTS
+
 try:
     import ctypes
 except ImportError:  # as in a Python that was built without libffi
@@ -49,7 +51,9 @@ except ImportError:  # as in a Python that was built without libffi
 
 DGRAM, STREAM, SEQPACKET = socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET
 PEEK, TRUNC, CTRUNC, DONTWAIT = socket.MSG_PEEK, socket.MSG_TRUNC, socket.MSG_CTRUNC, socket.MSG_DONTWAIT
-SCM_CREDENTIALS, SO_ZEROCOPY, MSG_ZEROCOPY = 2, 60, 0x4000000  # Linux's
+SCM_CREDENTIALS, SO_ZEROCOPY, MSG_ZEROCOPY = (
+    CONSTANTS[name] for name in ("SCM_CREDENTIALS", "SO_ZEROCOPY", "MSG_ZEROCOPY")
+)
 UCRED = struct.Struct("iII")  # unix(7): pid, uid, gid
 TEXT = bytes(range(256)) * 400
 
