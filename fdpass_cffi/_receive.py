@@ -30,7 +30,7 @@ from ._scratch import (
     SCM_RIGHTS,
     SOL_SOCKET,
     Block,
-    ints_at,
+    descriptors_in,
 )
 from ._sock import AF_UNIX, IN, failed, family, take_errno
 from ._unix import unix_path
@@ -152,7 +152,7 @@ def only_item(block: Block) -> list[int] | None:
         and 0 <= block.lens[CONTROLLEN] - length < LAYOUT.align
     ):
         count = (length - LAYOUT.data) >> 2
-        return [ints[CMSG_DATA]] if count == 1 else ints_at(block, CMSG_DATA, count)
+        return [ints[CMSG_DATA]] if count == 1 else descriptors_in(block, count)
     return None
 
 

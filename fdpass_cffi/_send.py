@@ -27,13 +27,14 @@ from ._scratch import (
     SCM_RIGHTS,
     SOL_SOCKET,
     Block,
+    c_ints,
     outgoing_pool,
 )
 from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, take_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any, Union
 
     from ._sock import FileDescriptorLike
@@ -47,24 +48,15 @@ SOCK_STREAM = int(socket.SOCK_STREAM)
 IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
 _PACKED = (struct.pack("i", 0), struct.pack("i", 1))
-MOST_PACKERS = 256
 LOW_BYTE = 0 if sys.byteorder == "little" else 3
 if PYPY:
 
     def _pack_ints(given: Sequence[Any]) -> bytes:
         return array("i", given).tobytes()
 else:
-    _packers: dict[int, Callable[..., bytes]] = {}
-
-    def _packer(count: int) -> Callable[..., bytes]:
-        if len(_packers) >= MOST_PACKERS:
-            _packers.clear()
-        packer = _packers[count] = struct.Struct(f"{count}i").pack
-        return packer
 
     def _pack_ints(given: Sequence[Any]) -> bytes:
-        count = len(given)
-        return (_packers.get(count) or _packer(count))(*given)
+        return c_ints(len(given)).pack(*given)
 
 
 lib_sendmsg = lib.sendmsg
