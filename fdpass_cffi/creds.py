@@ -65,7 +65,7 @@ def _xucred(fd: int) -> Credentials:
     xucred = ffi.from_buffer("unsigned int[]", _read(fd, level, _option("LOCAL_PEERCRED"), 76 + 8))
     pid = 0
     if SYSTEM == DARWIN:
-        pid = int.from_bytes(_read(fd, level, _option("LOCAL_PEERPID"), 4), "little")
+        pid = ffi.from_buffer("int[]", _read(fd, level, _option("LOCAL_PEERPID"), 4))[0]
     return Credentials(pid, xucred[1], xucred[3])
 
 

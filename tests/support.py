@@ -21,9 +21,13 @@ SOL_SOCKET, SCM_RIGHTS = socket.SOL_SOCKET, socket.SCM_RIGHTS
 INT = array.array("i").itemsize
 
 EMULATED = "LAB_EMULATED" in os.environ
-STRIDE = 11 if EMULATED else 1  # of a test that goes through every one of something: an emulated processor is that slow
-# qemu-user enlarges the control buffer on receive, and repairs a wrong cmsg_len on send.
-needs_real_kernel = pytest.mark.skipif(EMULATED, reason="qemu-user loses truncation")
+# An emulated processor is that slow:
+STRIDE = 11 if EMULATED else 1  # of a test that goes through every one of something
+EXAMPLES = 20 if EMULATED else 100  # of hypothesis
+needs_real_kernel = pytest.mark.skipif(
+    EMULATED,
+    reason="qemu-user enlarges control buffers, repairs malformed messages, and receives nothing into no buffers",
+)
 needs_trio = pytest.mark.skipif(find_spec("_ctypes") is None, reason="trio imports ctypes, which this Python lacks")
 needs_cpython = pytest.mark.skipif(PYPY, reason="PyPy neither counts references nor traces opcodes")
 

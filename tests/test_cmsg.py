@@ -9,10 +9,11 @@ from itertools import islice
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support import EXAMPLES
 
 from fdpass_cffi._cmsg import Layout
 
-quick = settings(deadline=None, database=None)
+quick = settings(deadline=None, database=None, max_examples=EXAMPLES)
 
 # Linux 64 and 32 bits, Darwin and 32-bit BSD, 64-bit BSD, NetBSD on arm64 and sparc64, in both byte orders
 LAYOUTS = [

@@ -10,11 +10,9 @@ import types
 import pytest
 from conftest import PACKAGE, load
 from kernel import has_peer_pidfd, takes
-from support import EMULATED
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE)]) if not module.name.startswith("__"))
-OLD = {  # what an older kernel or an emulator lacks, by the object whose example needs it
-    "errors.TruncatedError": EMULATED,  # qemu-user loses truncation
+OLD = {  # what an older kernel lacks, by the object whose example needs it
     "creds.peer_pidfd": not has_peer_pidfd(),
     "creds.pass_pidfd": not takes("SO_PASSPIDFD"),
     "creds.pass_rights": not takes("SO_PASSRIGHTS"),

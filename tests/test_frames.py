@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import EXAMPLES
 
 from fdpass_cffi.errors import LocalProtocolError, ProtocolError
 from fdpass_cffi.frames import HEADER_SIZE, MAX_DATA, MAX_FDS, MAX_PACKET, Decoder, encode, only_payload
 
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
-quick = settings(deadline=None, database=None)
+quick = settings(deadline=None, database=None, max_examples=EXAMPLES)
 
 
 # The vectors of docs/protocol.md
@@ -347,7 +348,7 @@ def until_the_fault(decoder: Decoder, arrived) -> tuple[list, list[int], bool]:
     return got, went_in, False
 
 
-@settings(quick, max_examples=200)
+@settings(quick, max_examples=2 * EXAMPLES)
 @given(data=st.data())
 def test_a_corrupted_stream_is_a_fault_or_valid_messages(data):
     """Whatever is changed on the way, out come the frames that the bytes spell, or a fault, and every descriptor."""

@@ -21,6 +21,7 @@ COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler here")
 
 # name: (what comes at most with maxfds=2: descriptors, or the reason why some are lost; None: the kernel may refuse)
+MALFORMED = {"short-length", "long-length"}
 ATTACKS = {
     "many": "maxfds",
     "too-many": "Invalid argument",
@@ -144,7 +145,9 @@ def identity_of_null():
 
 @needs_compiler
 @RECEIVERS
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(name, marks=needs_real_kernel) if name in MALFORMED else name for name in ATTACKS]
+)
 def test_an_attack_leaves_nothing_open(fdpass, hostile, receive, attack):
     """On a SEQPACKET socket each attack brings what it may, and the next message comes as if nothing had been."""
     expected = ATTACKS[attack]
@@ -154,7 +157,7 @@ def test_an_attack_leaves_nothing_open(fdpass, hostile, receive, attack):
         assert ("data", "") == (came, said)
     elif isinstance(expected, int) or expected == "maxfds":
         assert (expected, "") == (came, said)
-    elif not needs_real_kernel.args[0]:
+    else:
         assert said.strip() in (expected if isinstance(expected, tuple) else (expected,))
         assert came is None
 

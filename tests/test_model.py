@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from kernel import needs_mmsg, room_for
-from support import EMULATED, PYPY, SOL_SOCKET, identities, needs_real_kernel, open_numbers
+from support import PYPY, SOL_SOCKET, identities, open_numbers
 
 INODES = 6
 SIZES = st.one_of(st.integers(0, 40), st.sampled_from([1000, 70_000]))
@@ -206,7 +206,6 @@ class Traffic(RuleBasedStateMachine):
             self.held += zip(message.fds, inodes)
         assert len(messages) == n or not self.queue
 
-    @precondition(lambda _: not needs_real_kernel.args[0])
     @rule(bufsize=st.integers(1, 50), free=st.integers(0, 5), batch=st.booleans())
     def recv_when_full(self, bufsize, free, batch):
         def call(*args):
@@ -251,7 +250,7 @@ class Traffic(RuleBasedStateMachine):
 
 @needs_mmsg
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-@pytest.mark.parametrize("examples", [4 if EMULATED else 12 if PYPY else 25, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [12 if PYPY else 25, pytest.param(400, marks=pytest.mark.slow)])
 def test_what_arrives_is_what_a_plain_model_says(fdpass, kind, examples):
     """Sends, batches, peeks, truncations, full tables, timeouts, closes in any order bring what the model says."""
     machine = type("Traffic", (Traffic,), {"fdpass": fdpass, "kind": kind})

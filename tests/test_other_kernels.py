@@ -10,7 +10,7 @@ import socket
 import pytest
 from kernel import room_for
 from other_kernels import DARWIN, FREEBSD, NETBSD, OPENBSD, SYSTEMS, load
-from support import close, descriptors, identities, needs_real_kernel, open_numbers, pair
+from support import close, descriptors, identities, open_numbers, pair
 
 LEVEL, RIGHTS = 0xFFFF, 1  # SOL_SOCKET and SCM_RIGHTS of all four
 
@@ -183,7 +183,6 @@ def test_more_than_asked_for_is_an_error(other):
         assert ("maxfds", b"data", 3) == (caught.value.reason, caught.value.data, caught.value.received)
 
 
-@needs_real_kernel
 @pytest.mark.parametrize("way", ["recv_message", "recv_fds", "recvmsg", "recv_messages"])
 def test_a_full_table_is_an_error_that_says_so(other, way):
     """Those kernels answer EMSGSIZE and discard the descriptors: TruncatedError "table-full", with the limit."""

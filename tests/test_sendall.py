@@ -336,7 +336,7 @@ from fdpass_cffi import sendall_fds  # now, while the files can still be read
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 os.setgroups([])
 os.setgid(65534)
-os.setuid(65534)  # root may have any number in flight
+os.setuid(20_000 + os.getpid() % 40_000)  # whose descriptors in flight are its own; root may have any number
 fdpass_cffi.sendall.SCM_MAX_FD = 20  # at once, so that there is room for them on receipt
 
 def take(sock):

@@ -261,7 +261,6 @@ print(json.dumps({"left": len(after ^ before), "grown": more - memory, "arrived"
 @counts(300, 10_000)
 @pytest.mark.parametrize("room", [0, 2])
 @pytest.mark.parametrize("name", ["recv_fds", "recvmsg"])
-@needs_real_kernel
 def test_full_descriptor_table(fdpass, name, room, count):
     """With room for fewer descriptors than were sent, those come, MSG_CTRUNC says so, and nothing is left behind."""
     report = json.loads(run_child(fdpass, FULL_TABLE, name, room, count))

@@ -450,7 +450,7 @@ def test_a_storm_of_sigints_leaves_nothing_open(fdpass, name):
 
     On PyPy nothing can guard the very `return`, where one in some thousand interrupts hits; `socket` loses nearly all.
     """
-    report = json.loads(run_child(fdpass, STORM, "fdpass_cffi", name, 20_000))
+    report = json.loads(run_child(fdpass, STORM, "fdpass_cffi", name, 20_000 // STRIDE))
     unguarded = 2 + report["inside"] // 500 if PYPY else 0
     assert report["inside"] > 20, report
     assert 0 == report["lost"], report
@@ -459,5 +459,5 @@ def test_a_storm_of_sigints_leaves_nothing_open(fdpass, name):
 
 def test_the_storm_finds_what_socket_leaves_open(fdpass):
     """The same storm over `socket.recv_fds` leaves descriptors open, so it can find them."""
-    report = json.loads(run_child(fdpass, STORM, "socket", "recv_fds", 20_000))
+    report = json.loads(run_child(fdpass, STORM, "socket", "recv_fds", 20_000 // STRIDE))
     assert report["left"] > 0, report

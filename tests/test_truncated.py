@@ -69,7 +69,6 @@ def test_more_descriptors_than_asked_for(fdpass, receive, sent, most):
         assert is_whole(receive, a, b)
 
 
-@needs_real_kernel
 @pytest.mark.parametrize("room", [0, 1, 4])
 def test_a_full_table(fdpass, receive, room):
     """`table-full`: the limit and the number of open descriptors, those that came among them, as they are."""
@@ -96,7 +95,6 @@ def lost_when_full(fdpass, receive, sock):
     return caught.value
 
 
-@needs_real_kernel
 @needs_pidfd
 def test_a_pidfd_that_found_no_room(fdpass, receive):
     """A kernel that cannot make the pidfd writes -EMFILE in its place: that is a loss, and no descriptor -24."""
@@ -111,7 +109,6 @@ def test_a_pidfd_that_found_no_room(fdpass, receive):
             assert message.pidfd.fileno() >= 0
 
 
-@needs_real_kernel
 @needs_pidfd
 def test_descriptors_fit_and_the_pidfd_does_not(fdpass, receive):
     """The descriptors that came beside it are closed."""
@@ -151,7 +148,6 @@ def test_too_many_descriptors_and_too_much_data(fdpass, receive, kind):
         assert "bufsize" not in str(error)
 
 
-@needs_real_kernel
 @pytest.mark.parametrize("kind", DGRAMS)
 def test_a_full_table_and_too_much_data(fdpass, receive, kind):
     """The same where the table is full."""
