@@ -23,10 +23,14 @@ SOL_SOCKET, SCM_RIGHTS, MSG_CTRUNC = CONSTANTS["SOL_SOCKET"], CONSTANTS["SCM_RIG
 INT = 4  # bytes
 
 
-def recvmsg(call: Callable[[int, Any, int], int], fd: int, msg: Any, flags: int) -> int:
-    """recvmsg(2), which is `call`, into a struct msghdr whose msg_control is memory for msg_controllen bytes."""
+def recvmsg(call: Callable[[int, Any, int], int], leaks: bool, inherits: bool, fd: int, msg: Any, flags: int) -> int:
+    """recvmsg(2), which is `call`, into a struct msghdr whose msg_control is memory for msg_controllen bytes.
+
+    `leaks`: truncation leaves descriptors open, unseen. `inherits`: the kernel does not set close-on-exec.
+    """
     control, room = msg.msg_control, msg.msg_controllen
-    if room < ROOM:
+    short = leaks and room < ROOM
+    if short:
         memory = ffi.new("unsigned long long[]", ROOM // 8)
         msg.msg_control, msg.msg_controllen = memory, ROOM
     got = call(fd, msg, flags)
@@ -34,9 +38,10 @@ def recvmsg(call: Callable[[int, Any, int], int], fd: int, msg: Any, flags: int)
         msg.msg_control = control
         return got
     came = ffi.buffer(ffi.cast("char *", msg.msg_control), msg.msg_controllen)[:]
-    for one in descriptors(came):
-        os.set_inheritable(one, False)
-    if room < ROOM:
+    if inherits:
+        for one in descriptors(came):
+            os.set_inheritable(one, False)
+    if short:
         kept, surplus, cut = fitted(came, room)
         ffi.buffer(ffi.cast("char *", control), room)[0 : len(kept)] = kept
         msg.msg_control, msg.msg_controllen = control, len(kept)

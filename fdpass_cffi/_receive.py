@@ -49,7 +49,7 @@ if KERNEL.truncation_leaks or KERNEL.sets_no_cloexec:
 
     from . import _darwin
 
-    lib_recvmsg = partial(_darwin.recvmsg, lib.recvmsg)
+    lib_recvmsg = partial(_darwin.recvmsg, lib.recvmsg, KERNEL.truncation_leaks, KERNEL.sets_no_cloexec)
 
 
 def receive(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:

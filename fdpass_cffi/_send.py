@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 from array import array
-from errno import EBADF, EINVAL, EMSGSIZE
+from errno import EBADF, EINVAL, EMSGSIZE, ENOMEM
 from itertools import islice
 
 from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
@@ -290,4 +290,7 @@ def explain(error: OSError, fd: int, raw: bytes) -> OSError:
     if error.errno == EINVAL and LINUX and len(fds) > SCM_MAX_FD:
         most = f"one message takes {SCM_MAX_FD}; sendall_fds sends any number"
         return OSError(EINVAL, f"{text}: {len(fds)} descriptors in fds, {most}")
+    if error.errno == ENOMEM and len(fds) > 1:  # musl's sendmsg
+        why = f"{len(fds)} descriptors may be too many at once for this C library; sendall_fds sends any number"
+        return OSError(ENOMEM, f"{text}: {why}")
     return error

@@ -68,6 +68,7 @@ class Lib:
         self.system = system
         self.table = _platform.constants(system, os.uname().machine)
         word = real_ffi.sizeof("size_t")
+        self.rights = self.table["SOL_SOCKET"], self.table["SCM_RIGHTS"]
         self.layout = Layout("@Iii", _platform.cmsg_align(system, os.uname().machine, word))
         self.poll = real_ffi.dlopen(None).poll
         self.most = 512
@@ -84,9 +85,9 @@ class Lib:
         if self.system == DARWIN and msg.msg_controllen:
             (level, kind, data), *more = items
             sound = msg.msg_controllen == self.layout.cmsg_len(len(data)) and not more
-            if not sound or (level, kind) != (0xFFFF, 1) or len(data) > 4 * self.most:
+            if not sound or (level, kind) != self.rights or len(data) > 4 * self.most:
                 return fails(errno.EINVAL)
-        carried = [array.array("i", data).tolist() for level, kind, data in items if (level, kind) == (0xFFFF, 1)]
+        carried = [array.array("i", data).tolist() for level, kind, data in items if (level, kind) == self.rights]
         if self.system in (NETBSD, OPENBSD):
             del carried[1:]
         passed = [fd for fds in carried for fd in fds]
@@ -123,7 +124,7 @@ class Lib:
 
     def delivered(self, msg, fds, shown) -> bool:
         """Write the descriptors into the control buffer, in the way of the system if it is too small."""
-        control = bytes(self.layout.pack([(0xFFFF, 1, array.array("i", fds).tobytes())])) if fds else b""
+        control = bytes(self.layout.pack([(*self.rights, array.array("i", fds).tobytes())])) if fds else b""
         room = msg.msg_controllen
         if len(control) > room:
             shown |= self.table["MSG_CTRUNC"]
@@ -160,18 +161,23 @@ class Lib:
     def option(self, fd, level, option):
         with borrowed(fd) as sock:
             for name in ("SO_TYPE", "SO_DOMAIN"):
-                if (level, option) == (0xFFFF, self.table.get(name)):
+                if (level, option) == (self.table["SOL_SOCKET"], self.table.get(name)):
                     return struct.pack("i", sock.getsockopt(socket.SOL_SOCKET, CONSTANTS[name]))
         xucred = struct.pack("IIh2xI15I", 0, os.getuid(), 1, os.getgid(), *[0] * 15)
+        pid = struct.pack("i", os.getpid())
         known = {
-            DARWIN: {(0, 1): xucred, (0, 2): struct.pack("i", os.getpid())},
-            FREEBSD: {(0, 1): xucred + bytes(8)},
-            OPENBSD: {(0xFFFF, 0x1022): struct.pack("IIi", os.getuid(), os.getgid(), os.getpid())},
+            DARWIN: {
+                ("SOL_LOCAL", "LOCAL_PEERCRED"): xucred,
+                ("SOL_LOCAL", "LOCAL_PEERPID"): struct.pack("i", os.getpid()),
+            },
+            FREEBSD: {("SOL_LOCAL", "LOCAL_PEERCRED"): xucred + bytes(8)},
+            OPENBSD: {("SOL_SOCKET", "SO_PEERCRED"): struct.pack("II", os.getuid(), os.getgid()) + pid},
         }
-        return known.get(self.system, {}).get((level, option))
+        named = {tuple(map(self.table.get, names)): raw for names, raw in known.get(self.system, {}).items()}
+        return named.get((level, option))
 
     def setsockopt(self, fd, level, option, value, length):
-        if (level, option) != (0xFFFF, self.table["SO_OOBINLINE"]):
+        if (level, option) != (self.table["SOL_SOCKET"], self.table["SO_OOBINLINE"]):
             return fails(errno.ENOPROTOOPT)
         with borrowed(fd) as sock:
             sock.setsockopt(socket.SOL_SOCKET, CONSTANTS["SO_OOBINLINE"], real_ffi.cast("int *", value)[0])

@@ -11,7 +11,9 @@ import struct
 import pytest
 from support import pair
 
-AF_ALG, SOL_ALG = 38, 279
+from fdpass_cffi._backend import CONSTANTS
+
+AF_ALG, SOL_ALG = 38, CONSTANTS.get("SOL_ALG", -1)
 SET_KEY, SET_IV, SET_OP, SET_ASSOCLEN, SET_AUTHSIZE = 1, 2, 3, 4, 5
 DECRYPT, ENCRYPT = 0, 1
 

@@ -25,6 +25,7 @@ from support import (
     rights,
     run_child,
 )
+from test_sendall import refusing
 from test_sweep import interrupted, swept  # noqa: F401 - a fixture
 
 KINDS = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
@@ -187,6 +188,20 @@ def test_much_is_queued_before_descriptors(fdpass, kind, size):
             assert (bytes(size), []) == contents(b.recv())
             assert (b"x", identities(made[:1])) == contents(b.recv())
             assert (b"", identities(made)) == contents(b.recv())
+
+
+@both_kinds
+@pytest.mark.parametrize("limit", [252, 100, 3, 1])
+@pytest.mark.parametrize("count", [2, 253, 600])
+def test_a_libc_that_takes_fewer_gets_fewer(fdpass, monkeypatch, kind, limit, count):
+    """ENOMEM for more descriptors than `limit` at once, as musl's sendmsg says it: the message comes whole."""
+    refusing(fdpass, monkeypatch, limit, module="_outgoing")
+    with channels(fdpass, kind) as (a, b), descriptors(5) as five:
+        sent = [five[i % 5] for i in range(count)]
+        for data in (b"", bytes(1000)):
+            with running(lambda data=data: a.send(data, sent)), alarm(30):
+                received = contents(b.recv())
+            assert (data, identities(sent)) == received
 
 
 # Ends

@@ -177,9 +177,10 @@ def test_everything_the_kernel_adds_and_253_descriptors(fdpass):
 def test_a_security_label_and_others_get_their_fields(fdpass):
     """SCM_SECURITY goes to `.security`, what has no field to `.ancdata` with its level and type."""
     message = fdpass.Message(b"", [])
-    fdpass.message.put_other(message, [(SOL_SOCKET, 3, b"label\0"), (41, 50, b"other"), (SOL_SOCKET, 29, b"t")], 0)
+    label, stamp = (SOL_SOCKET, CONSTANTS["SCM_SECURITY"], b"label\0"), (SOL_SOCKET, CONSTANTS["SO_TIMESTAMP"], b"time")
+    fdpass.message.put_other(message, [label, (41, 50, b"other"), stamp], 0)
     assert b"label\0" == message.security
-    assert [(41, 50, b"other"), (SOL_SOCKET, 29, b"t")] == message.ancdata
+    assert [(41, 50, b"other"), stamp] == message.ancdata
 
 
 def test_control_messages_of_other_families_are_kept(fdpass):

@@ -763,7 +763,7 @@ def test_recvmsg_hands_a_pidfd_over(fdpass):
         a.send(b"data")
         _, [(level, kind, data)], _, _ = fdpass.recvmsg(b, 10, 1000)
         (pidfd,) = array.array("i", data)
-        assert (SOL_SOCKET, 4, False) == (level, kind, os.get_inheritable(pidfd))
+        assert (SOL_SOCKET, fdpass.SCM_PIDFD, False) == (level, kind, os.get_inheritable(pidfd))
         os.close(pidfd)
 
 

@@ -281,18 +281,50 @@ def test_a_libc_that_takes_fewer_gets_fewer(fdpass, monkeypatch, limit, count):
         assert (bytes(1000), identities(sent)) == receiver.all()
 
 
-def refusing(fdpass, monkeypatch, limit, code=errno.ENOMEM, at=0):
-    """sendmsg fails with `code` for more descriptors than `limit`, from the call number `at` on."""
-    real, ffi, calls = fdpass.sendall.lib_sendmsg, fdpass._backend.ffi, []
+def refusing(fdpass, monkeypatch, limit, **options):
+    """As refusing_control, for more descriptors than `limit`."""
+    refusing_control(fdpass, monkeypatch, socket.CMSG_SPACE(4 * limit), **options)
+
+
+def refusing_control(fdpass, monkeypatch, room, *, code=errno.ENOMEM, at=0, module="sendall"):
+    """sendmsg of a module fails with `code` for more than `room` bytes of control messages, from call `at` on."""
+    module, ffi, calls = getattr(fdpass, module), fdpass._backend.ffi, []
+    real = module.lib_sendmsg
 
     def sendmsg(fd, msg, flags):
         calls.append(msg)
-        if msg.msg_controllen > fdpass.CMSG_SPACE(4 * limit) and len(calls) > at:
+        if msg.msg_controllen > room and len(calls) > at:
             ffi.errno = code
             return -1
         return real(fd, msg, flags)
 
-    monkeypatch.setattr(fdpass.sendall, "lib_sendmsg", sendmsg)
+    monkeypatch.setattr(module, "lib_sendmsg", sendmsg)
+
+
+@needs_credentials
+@pytest.mark.parametrize("room", [1024, 1056])  # musl's until 1.2.3, and after it
+def test_credentials_and_descriptors_where_the_libc_takes_fewer(fdpass, monkeypatch, room):
+    """253 descriptors with credentials arrive, the credentials with each of the messages they come in."""
+    refusing_control(fdpass, monkeypatch, room)
+    me = os.getpid(), os.getuid(), os.getgid()
+    with pair() as (a, b), descriptors(5) as five:
+        sent = (five * 51)[:253]
+        fdpass.pass_credentials(b)
+        fdpass.sendall_fds(a, b"some data", sent, credentials=me)
+        got = []
+        while len(got) < 253:
+            with fdpass.recv_message(b, 100, 253) as message:
+                assert me == message.credentials
+                got += identities([owned.fileno() for owned in message.fds])
+        assert identities(sent) == got
+
+
+def test_one_message_says_who_sends_more(fdpass, monkeypatch):
+    """send_fds, which sends one message, tells of sendall_fds then."""
+    refusing(fdpass, monkeypatch, 252, module="msg")
+    with pair() as (a, _), pytest.raises(OSError, match=r"253 descriptors .* sendall_fds") as caught:
+        fdpass.send_fds(a, [b"x"], [0] * 253)
+    assert errno.ENOMEM == caught.value.errno
 
 
 def test_too_few_bytes_for_smaller_groups(fdpass, monkeypatch):
@@ -393,7 +425,7 @@ def test_too_many_in_flight_and_nobody_takes_them(fdpass):
 
 def test_too_many_in_flight_at_the_very_first(fdpass, monkeypatch):
     """A non-blocking socket of which nothing went raises ETOOMANYREFS; with MSG_DONTWAIT any does."""
-    refusing(fdpass, monkeypatch, 0, errno.ETOOMANYREFS)
+    refusing(fdpass, monkeypatch, 0, code=errno.ETOOMANYREFS)
     with pair() as (a, _), alarm(20):
         a.setblocking(False)
         for sock, flags in ((a, 0), (a.fileno(), 0), (a, socket.MSG_DONTWAIT)):
@@ -405,7 +437,7 @@ def test_too_many_in_flight_at_the_very_first(fdpass, monkeypatch):
 @pytest.mark.parametrize("timeout", [None, 60])
 def test_too_many_in_flight_and_the_receiver_is_gone(fdpass, monkeypatch, timeout):
     """EPIPE: a kernel that says ETOOMANYREFS first would have it wait for somebody who takes nothing any more."""
-    refusing(fdpass, monkeypatch, 0, errno.ETOOMANYREFS)
+    refusing(fdpass, monkeypatch, 0, code=errno.ETOOMANYREFS)
     with pair() as (a, b), alarm(20):
         a.settimeout(timeout)
         b.close()
