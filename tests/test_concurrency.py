@@ -35,20 +35,27 @@ THREADS = 8
 
 def round_trip(fdpass, a, b, sent, tag: bytes) -> None:
     """One message over (a, b) in one of the ways there are; what arrives is what was sent."""
-    way = random.randrange(4)
-    if way % 2:
+    way = random.randrange(6)
+    if way < 2:
         assert len(tag) == fdpass.send_fds(a, [tag], sent)
-    else:
+    elif way < 4:
         assert len(tag) == fdpass.sendmsg(a, [tag], rights(sent))
+    elif way == 4:
+        fdpass.sendall_fds(a, tag, sent)
+    else:
+        assert 1 == fdpass.send_messages(a, [(tag, sent)])
     if way == 0:
         buffer = bytearray(100)
         size, ancdata, flags, _ = fdpass.recvmsg_into(b, [buffer], 2000)
         data, fds = bytes(buffer[:size]), fds_in(ancdata)
     elif way == 1:
         data, fds, flags, _ = fdpass.recv_fds(b, 100, len(sent))
-    else:
+    elif way < 4:
         data, ancdata, flags, _ = fdpass.recvmsg(b, 100, 2000)
         fds = fds_in(ancdata)
+    else:
+        message = fdpass.recv_message(b, 100, 3) if way == 4 else fdpass.recv_messages(b, 1, 100, 3)[0]
+        data, fds, flags = message.data, [owned.detach() for owned in message.fds], message.flags
     try:
         assert (tag, identities(sent), 0) == (data, identities(fds), flags)
     finally:
