@@ -44,7 +44,8 @@ def recvmsg(call: Callable[[int, Any, int], int], leaks: bool, inherits: bool, f
     if short:
         kept, surplus, cut = fitted(came, room)
         ffi.buffer(ffi.cast("char *", control), room)[0 : len(kept)] = kept
-        msg.msg_control, msg.msg_controllen = control, len(kept)
+        msg.msg_controllen = len(kept)  # before the other: never more than is there
+        msg.msg_control = control
         if cut:
             msg.msg_flags |= MSG_CTRUNC
         close_all(surplus)

@@ -26,6 +26,7 @@ from ._receive import (
     arrived,
     carried,
     data_room,
+    give_back,
     items,
     lib_recvmsg,
     only_item,
@@ -123,6 +124,8 @@ class Incoming:
             got = lib_recvmsg(self.fd, block.msg, flags | PEEKING)
             if got < 0:
                 self.failed()
+                numbers = []
+                incoming_pool.append(block)
                 return None
             if not lens[CONTROLLEN]:
                 numbers = []
@@ -131,7 +134,7 @@ class Incoming:
             else:
                 numbers = only_item(block)
                 if numbers is None:
-                    numbers, got = arrived(block), 0
+                    numbers, got = arrived(block), 0  # and so for the decoder
             lost = ints[FLAGS] & LOST
             ints[NAMELEN] = NOT_ARRIVED
             incoming_pool.append(block)
@@ -172,8 +175,12 @@ class Incoming:
 
     def put_back(self, message: Message) -> None:
         """The message that `next` gave is to be given once more; it may have been taken, or not."""
-        if self.staged is None and not any(other is message for other in self.back):
+        if isinstance(self.staged, tuple) and self.staged[1] is message.fds:
+            return
+        if not any(other is message for other in self.back):
             self.back.insert(0, message)
+        # After the recv of `message` has given up its turn, a signal handler's may have come to the next frame.
+        if self.given is not None and self.given[1] is message.fds:
             self.take_frame()
 
     def take_frame(self) -> None:
@@ -190,7 +197,7 @@ class Incoming:
         """
         missing, fds = self.decoder.wanted()
         if LINUX and not self.between and self.decoder.idle():
-            self.between = True  # as `next` must know first
+            self.between = True  # the next call of `next` peeks
             return
         if not fds and not self.packets:
             self.take(min(missing, LARGE), flags)
@@ -252,6 +259,7 @@ class Incoming:
             staged.got.clear()
             if code != EINTR:
                 self.staged = None
+                give_back(staged.block, incoming_pool)
                 raise os_error(code, self.fd)
         self.feed()
 

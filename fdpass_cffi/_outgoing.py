@@ -57,7 +57,7 @@ class Outgoing:
         self.max_data = max_data
         self.max_fds = max_fds
         self.per_message = PER_MESSAGE
-        self.most = min(OUTGOING_DATA - HEADER_SIZE, max_data)  # bytes that `small` takes
+        self.most = min(OUTGOING_DATA - HEADER_SIZE, max_data)  # bytes of what goes out by one call, made here
         self.send = sock.send
         self.last: tuple[list[int], int] | None = None  # what sendmsg returned for the last frame, and its size
 

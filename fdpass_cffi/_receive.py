@@ -226,9 +226,10 @@ def abandon(block: Block | None, fds: list[int] | None, pool: list[Block]) -> No
 
 
 def give_back(block: Block, pool: list[Block]) -> None:
-    """Put a block into the pool that it is from, whatever its call has pointed it at."""
+    """Put a block into the pool that it is from; it points at itself again, and at nothing that its call had made."""
     block.iov.iov_base = block.start + DATA
-    block.msg.msg_iov, block.msg.msg_iovlen, block.lens[CONTROLLEN] = block.iov, 1, 0
+    block.msg.msg_iov, block.msg.msg_iovlen = block.iov, 1
+    block.msg.msg_control, block.lens[CONTROLLEN] = block.start + CONTROL, 0
     disown(block)
     pool.append(block)
 

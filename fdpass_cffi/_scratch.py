@@ -118,7 +118,7 @@ def incoming() -> Block:
 
 outgoing_pool: list[Block] = []
 incoming_pool: list[Block] = []
-into_pool: list[Block] = []  # of recvmsg_into: their iovec always points at a caller's memory
+into_pool: list[Block] = []  # of recvmsg_into, which points their iovec at its caller's memory
 
 
 MOST_STRUCTS = 256

@@ -63,7 +63,10 @@ lib_sendmsg = lib.sendmsg
 
 
 def transmit(sock: object, fd: int, block: Block, flags: int) -> int:
-    """sendmsg(2) of a filled block, waiting and retrying as `failed` says; the number of bytes sent."""
+    """sendmsg(2) of a filled block, waiting and retrying as `failed` says; the number of bytes sent.
+
+    If it raises, the block is its caller's no more.
+    """
     sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
     return sent if sent >= 0 else transmit_again(sock, fd, block, flags)
 
@@ -71,7 +74,7 @@ def transmit(sock: object, fd: int, block: Block, flags: int) -> int:
 def transmit_again(sock: object, fd: int, block: Block, flags: int) -> int:
     """`transmit` from where its first sendmsg has failed; callers in a hurry make the first one.
 
-    If it raises, the block is back in its pool: a new one would cost more than the send.
+    If it raises, the block is its caller's no more: it goes back to its pool, since a new one costs more than a send.
     """
     deadline = None
     try:

@@ -92,6 +92,8 @@ if TYPE_CHECKING:
 MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 U32 = Struct("=I")
+# What _into_one receives into: nothing, where a kernel installs descriptors although there is no room for them.
+PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
 _audit, from_buffer = sys.audit, ffi.from_buffer
 
 
@@ -378,7 +380,7 @@ def recvmsg_into(
         flags = c_int("flags", flags)
     if type(ancbufsize) is int and not ancbufsize and type(buffers) is list and len(buffers) == 1:
         buffer = buffers[0]
-        if type(buffer) is bytearray:  # no descriptor can come
+        if type(buffer) is PLAIN:  # no descriptor can come
             return _into_one(sock, fd, buffer, flags)
     _first = block = ancdata = None
     unreturned = _first = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None

@@ -207,7 +207,12 @@ class Sending:
             self.sizes.pop()
             if code == ENOMEM and self.fewer(len(rights) // INT):
                 return None
-            self.retry(code, rights)
+            try:
+                self.retry(code, rights)
+            except BaseException:
+                block.reset()
+                outgoing_pool.append(block)
+                raise
         del keep
         block.reset()
         outgoing_pool.append(block)

@@ -851,6 +851,30 @@ def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, swept):
     assert outcomes["whole"] > 10 // STRIDE, outcomes
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_what_is_put_back_takes_no_others_place(fdpass, number):
+    """A recv stopped at its very end puts its message back, and not the next, at which a handler's recv was stopped."""
+    with channels(fdpass) as (a, b), descriptors(1) as made:
+        sent = [b"%d" % i for i in range(4)]
+        for data in sent[:number]:
+            a.send(data, made)
+        outer = some(b._incoming)
+        b._incoming.taken(outer)
+        for data in sent[number:]:
+            a.send(data, made)
+        some(b._incoming)
+        b._incoming.put_back(outer)
+        a.close()
+        assert [(data, identities(made)) for data in sent] == [contents(b.recv()) for _ in sent]
+
+
+def some(incoming):
+    """The next message of an Incoming."""
+    while (message := incoming.next(0)) is None:
+        continue
+    return message
+
+
 @pytest.mark.parametrize("size", [5, 5000, 300_000])
 def test_an_exception_anywhere_in_send_tears_no_stream(fdpass, size, swept):  # noqa: F811
     """Whatever boundary a send is left at, the peer gets a message or nothing, or the channel is closed for sending."""

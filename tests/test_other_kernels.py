@@ -110,6 +110,22 @@ def test_a_small_control_buffer_leaks_nothing(other, room, into):
         assert (0 if room == "all" else 0x20) == flags
 
 
+@pytest.mark.parametrize("into", [False, True])
+def test_an_interrupted_receive_leaves_no_pointer_behind(other, monkeypatch, into):
+    """After Ctrl-C in recvmsg(2) a pooled block points at its own memory: what the call made for itself is freed."""
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(other.kernel, "parts", interrupt)
+    with pair() as (_, b), pytest.raises(KeyboardInterrupt):
+        other.recvmsg_into(b, [bytearray(10)] * 2) if into else other.recvmsg(b, 10)
+    scratch = other._scratch
+    blocks = scratch.into_pool if into else scratch.incoming_pool
+    assert blocks
+    assert all(block.msg.msg_control == block.start + scratch.CONTROL for block in blocks)
+
+
 def test_a_small_control_buffer_is_cut_as_linux_cuts_it():
     """On Darwin the descriptors that are left are the first ones, close-on-exec."""
     other = load(DARWIN)
