@@ -171,7 +171,7 @@ class Incoming:
         elif self.back and self.back[0] is message:
             del self.back[0]
         else:
-            self.take_frame()
+            self.take_frame(message)
 
     def put_back(self, message: Message) -> None:
         """The message that `next` gave is to be given once more; it may have been taken, or not."""
@@ -179,13 +179,14 @@ class Incoming:
             return
         if not any(other is message for other in self.back):
             self.back.insert(0, message)
-        # After the recv of `message` has given up its turn, a signal handler's may have come to the next frame.
-        if self.given is not None and self.given[1] is message.fds:
-            self.take_frame()
+        self.take_frame(message)
 
-    def take_frame(self) -> None:
-        """The frame that the decoder gave last is nobody's business here any more."""
-        if self.given is not None:
+    def take_frame(self, message: Message) -> None:
+        """The frame of `message` is nobody's business here any more, if it is the last that the decoder gave.
+
+        It may not be: after a recv has given up its turn, a signal handler's may have come to the next frame.
+        """
+        if self.given is not None and self.given[1] is message.fds:
             self.decoder.take(self.given)
             self.given = None
 

@@ -168,7 +168,7 @@ class Lib:
         known = {
             DARWIN: {
                 ("SOL_LOCAL", "LOCAL_PEERCRED"): xucred,
-                ("SOL_LOCAL", "LOCAL_PEERPID"): struct.pack("i", os.getpid()),
+                ("SOL_LOCAL", "LOCAL_PEERPID"): pid,
             },
             FREEBSD: {("SOL_LOCAL", "LOCAL_PEERCRED"): xucred + bytes(8)},
             OPENBSD: {("SOL_SOCKET", "SO_PEERCRED"): struct.pack("II", os.getuid(), os.getgid()) + pid},
