@@ -157,6 +157,13 @@ def have_compiler() -> bool:
     return shutil.which(command.split()[0]) is not None
 
 
+def hindrance() -> str:
+    """Why no API module can be built here, in words; empty if it can."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED") and sys.version_info < (3, 14):
+        return "cffi compiles nothing for this free-threaded CPython, only from 3.14 on"
+    return "" if have_compiler() else "no C compiler"
+
+
 def platform_tag() -> str:
     """The wheel tag of this machine as pip reads it; sysconfig takes a 32-bit interpreter for the kernel's machine."""
     from packaging.tags import platform_tags
@@ -179,6 +186,8 @@ if BuildHookInterface is not None:
             """Compile, and say where in the wheel the module goes and whom the wheel fits."""
             if self.target_name != "wheel" or version == "editable":
                 return
+            if hindrance():
+                raise RuntimeError(f"{hindrance()}: build without HATCH_BUILD_HOOK_ENABLE_CUSTOM, nothing needs it")
             self._folder = tempfile.TemporaryDirectory()
             module = build_api(Path(self._folder.name))
             build_data["force_include"][str(module)] = f"{PACKAGE}/{module.name}"
@@ -205,10 +214,8 @@ def main(argv: list[str]) -> int:
         return 2
     emit_abi(ROOT / PACKAGE / "_abi.py")
     print(f"wrote {PACKAGE}/_abi.py")
-    if have_compiler():
-        print(f"built {PACKAGE}/{build_api(ROOT / PACKAGE).name}")
-    else:
-        print("no C compiler: the API module was not built")
+    why = hindrance()
+    print(f"{why}: the API module was not built" if why else f"built {PACKAGE}/{build_api(ROOT / PACKAGE).name}")
     return 0
 
 

@@ -274,6 +274,30 @@ def test_the_script_works_without_a_compiler(checkout):
     assert before == files(checkout)
 
 
+def test_a_build_that_cannot_compile_says_so(checkout):
+    """Told to compile where that cannot be, the build hook says why, and that nothing is lost without it."""
+    code = """
+import sys, types
+names = "hatchling", "hatchling.builders.hooks.plugin.interface"
+sys.modules.update((name, types.ModuleType(name)) for name in names)
+sys.modules[names[1]].BuildHookInterface = type("BuildHookInterface", (), {"target_name": "wheel"})
+import build_ffi
+build_ffi.CustomBuildHook().initialize("standard", {})
+"""
+    done = run("-c", code, cwd=checkout, CC="/no/such/compiler")
+    expected = "RuntimeError: no C compiler: build without HATCH_BUILD_HOOK_ENABLE_CUSTOM, nothing needs it"
+    assert (1, expected) == (done.returncode, done.stderr.splitlines()[-1])
+
+
+def test_what_cffi_cannot_compile_for(monkeypatch):
+    """cffi refuses the free-threaded CPython 3.13, with or without a compiler."""
+    with monkeypatch.context() as patch:
+        patch.setattr(BUILD["sysconfig"], "get_config_var", {"Py_GIL_DISABLED": 1}.get)
+        patch.setattr(sys, "version_info", (3, 13, 0))
+        why = BUILD["hindrance"]()
+    assert "cffi compiles nothing for this free-threaded CPython, only from 3.14 on" == why
+
+
 def test_the_script_explains_itself(checkout):
     """An argument that it does not know gets the usage and exit status 2, and nothing is written."""
     before = files(checkout)
