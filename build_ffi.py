@@ -159,9 +159,11 @@ def have_compiler() -> bool:
 
 def hindrance() -> str:
     """Why no API module can be built here, in words; empty if it can."""
+    if not have_compiler():
+        return "no C compiler"
     if sysconfig.get_config_var("Py_GIL_DISABLED") and sys.version_info < (3, 14):
         return "cffi compiles nothing for this free-threaded CPython, only from 3.14 on"
-    return "" if have_compiler() else "no C compiler"
+    return ""
 
 
 def platform_tag() -> str:

@@ -290,8 +290,9 @@ build_ffi.CustomBuildHook().initialize("standard", {})
 
 
 def test_what_cffi_cannot_compile_for(monkeypatch):
-    """cffi refuses the free-threaded CPython 3.13, with or without a compiler."""
+    """cffi refuses the free-threaded CPython 3.13, whatever compiler is there."""
     with monkeypatch.context() as patch:
+        patch.setenv("CC", sys.executable)
         patch.setattr(BUILD["sysconfig"], "get_config_var", {"Py_GIL_DISABLED": 1}.get)
         patch.setattr(sys, "version_info", (3, 13, 0))
         why = BUILD["hindrance"]()
