@@ -11,7 +11,7 @@ table has just had room for them, the bytes are received as usual.
 Elsewhere a peek installs nothing, and what does not fit is lost: TruncatedError.
 
 Law: an exception anywhere leaves the state telling what happened. The calls that take bytes off the queue keep their
-result by `list.extend(map(call, ...))`, one call of a C function; `recover` goes on from there.
+result by `list.extend(map(call, ...))`, one call of a C function, or write over UNREAD; `recover` goes on from there.
 """
 
 from __future__ import annotations
@@ -37,31 +37,38 @@ from ._scratch import (
     CONTROL_ROOM,
     CONTROLLEN,
     FLAGS,
+    HEAD,
     INCOMING_DATA,
-    IOV_LEN,
+    LOW_FLAGS,
     MSG_CMSG_CLOEXEC,
     NAMELEN,
     NOT_ARRIVED,
+    Block,
     incoming,
     incoming_pool,
 )
-from ._sock import os_error, take_errno
+from ._sock import MSG_DONTWAIT, os_error, take_errno
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
 from .fd import OwnedFd, adopt, adopt_shared, close_owned
-from .frames import HEADER_SIZE, Decoder, only_payload
+from .frames import HEADER_SIZE, Decoder, only_payload, read_header
 from .message import LOST, MSG_PEEK, MSG_TRUNC, Message, recv_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, Union
 
     Frame = tuple[bytes, list[OwnedFd]]
-    # How many bytes were peeked, the descriptors that came with them, and the bytes once they are off the queue
-    Peeked = tuple[int, list[OwnedFd], list[bytes]]
+    # How many bytes were peeked, the descriptors that came with them, and the bytes once they are off the queue. Or
+    # these are in the data of a block, whose beginning is UNREAD until then.
+    Peeked = tuple[int, list[OwnedFd], Union[list[bytes], Block]]
 
 LARGE = 1 << 18  # bytes of one receive in the middle of a large frame; about what the kernel's buffer holds
 MOST_FDS = 1000  # of one receive: no kernel takes as many in a message
+peek_pool: list[Block] = []  # blocks whose iov_len is INCOMING_DATA
+NONE: list[int] = []  # descriptors
 PEEKING = MSG_PEEK | MSG_CMSG_CLOEXEC
+PEEKING_NOW = PEEKING | MSG_DONTWAIT
+UNREAD = -1  # in the first four bytes: no frame that fits into a block begins like this
 _read = os.read
 TABLES = {"table-full": EMFILE, "system-table-full": ENFILE}
 
@@ -76,6 +83,7 @@ class Incoming:
         "fault",
         "fd",
         "given",
+        "into",
         "max_data",
         "max_fds",
         "packets",
@@ -94,10 +102,14 @@ class Incoming:
         self.given: Frame | None = None  # by the decoder, and not taken yet
         self.fault: OSError | ValueError | None = None
         self.back: list[Message] = []  # whose recv was left by an exception
-        self.staged: Peeked | Taken | None = None  # a receive on its way into the decoder
+        self.into: Any  # recv_into of its socket
+        # A receive on its way into the decoder, or a message that needs none.
+        self.staged: Peeked | Taken | Message | None = None
 
-    def next(self, flags: int) -> Message | None:
+    def next(self, flags: int, timeout: float | None) -> Message | None:
         """The next message, which stays here too until it is `taken`, or None: call again.
+
+        `timeout` is the socket's, for which its own recv_into() waits.
 
         BlockingIOError if nothing is there (and `flags` has MSG_DONTWAIT); EOFError; ProtocolError; OSError EMFILE or
         ENFILE if there is no room for the descriptors that come next: then they are still queued.
@@ -110,48 +122,63 @@ class Incoming:
             return self.decoded(flags)
         # A frame that is all there is in the socket, by far the most frequent, spares the decoder.
         block = None
+        eaten: list[bytes] | None = None
         numbers: list[int] | None = None
         fds: list[OwnedFd] = []
-        eaten: list[bytes] = []
         try:
             try:
-                block = incoming_pool.pop()
+                block = peek_pool.pop()
             except IndexError:
                 block = incoming()
             lens, ints = block.lens, block.ints
-            block.sizes[IOV_LEN] = INCOMING_DATA
             lens[CONTROLLEN] = CONTROL_ROOM
-            got = lib_recvmsg(self.fd, block.msg, flags | PEEKING)
+            got = lib_recvmsg(self.fd, block.msg, PEEKING_NOW if flags else PEEKING)
             if got < 0:
                 self.failed()
                 numbers = []
-                incoming_pool.append(block)
+                peek_pool.append(block)
                 return None
             if not lens[CONTROLLEN]:
-                numbers = []
+                numbers = NONE
             elif block.head[:] == block.usual:
                 numbers = [ints[CMSG_DATA]]
             else:
                 numbers = only_item(block)
                 if numbers is None:
                     numbers, got = arrived(block), 0  # and so for the decoder
-            lost = ints[FLAGS] & LOST
+            lost = block.octets[LOW_FLAGS] & LOST
             ints[NAMELEN] = NOT_ARRIVED
-            incoming_pool.append(block)
-            if lost or not HEADER_SIZE <= got < INCOMING_DATA or len(numbers) > self.max_fds:
+            if lost or not HEADER_SIZE <= got < INCOMING_DATA or (numbers and len(numbers) > self.max_fds):
+                peek_pool.append(block)
                 close_all(numbers)
                 return self.decoded(flags)
             if numbers:
                 fds = adopt_shared(numbers)
-            self.staged = got, fds, eaten
+            data = block.data
+            size, count = read_header(data)
+            if timeout or count != len(fds) or not count <= size == got - HEADER_SIZE <= self.max_data:
+                peek_pool.append(block)
+                eaten = []
+                self.staged = got, fds, eaten
+            else:
+                ints[HEAD] = UNREAD
+                self.staged = got, fds, block
         except BaseException:
-            abandon(block, numbers, incoming_pool)
+            abandon(block, numbers, peek_pool)
             close_owned(fds)
             raise
-        eaten.extend(map(_read, self.reading, (got,)))
-        data = only_payload(eaten[0], len(fds), self.max_data)
-        if data is not None:
-            return Message(data, fds)
+        if eaten is None:
+            read = self.into(data, got, flags)
+            if read == got:
+                message = self.staged = Message(data[HEADER_SIZE:got], fds)
+                peek_pool.append(block)
+                return message
+            self.staged = got, fds, [data[0:read]]
+        else:
+            eaten.extend(map(_read, self.reading, (got,)))
+            payload = only_payload(eaten[0], len(fds), self.max_data)
+            if payload is not None:
+                return Message(payload, fds)
         self.feed()
         return self.decoded(flags)
 
@@ -175,7 +202,7 @@ class Incoming:
 
     def put_back(self, message: Message) -> None:
         """The message that `next` gave is to be given once more; it may have been taken, or not."""
-        if isinstance(self.staged, tuple) and self.staged[1] is message.fds:
+        if self.staged is message or (isinstance(self.staged, tuple) and self.staged[1] is message.fds):
             return
         if not any(other is message for other in self.back):
             self.back.insert(0, message)
@@ -267,9 +294,9 @@ class Incoming:
     def feed(self) -> None:
         """What is staged, into the decoder."""
         staged = self.staged
-        if staged is None:
+        if staged is None or isinstance(staged, Message):
             return
-        data, fds = self.eaten(*staged) if isinstance(staged, tuple) else staged.open(self)
+        data, fds = staged.open(self) if isinstance(staged, Taken) else self.eaten(*staged)
         if not data and not fds:
             self.staged = None
             self.decoder.eof()
@@ -279,8 +306,9 @@ class Incoming:
         if isinstance(staged, Taken):
             incoming_pool.append(staged.block)
 
-    def eaten(self, size: int, fds: list[OwnedFd], parts: list[bytes]) -> tuple[bytes, list[OwnedFd]]:
+    def eaten(self, size: int, fds: list[OwnedFd], record: list[bytes] | Block) -> tuple[bytes, list[OwnedFd]]:
         """The (data, descriptors) of a receive that was peeked and read."""
+        parts: list[bytes] = [record.data[0:size]] if isinstance(record, Block) else record
         data = parts[0]
         while len(data) < size and not self.packets and parts[-1]:
             parts.extend(map(_read, (self.fd,), (size - len(data),)))
@@ -292,6 +320,11 @@ class Incoming:
     def recover(self) -> None:
         """Go on after an exception struck in the middle of a receive, and left it in `staged`."""
         staged = self.staged
+        if isinstance(staged, Message):
+            if not any(other is staged for other in self.back):
+                self.back.append(staged)
+            self.staged = None
+            return
         if staged is None:
             return
         try:
@@ -299,7 +332,7 @@ class Incoming:
         except LocalProtocolError:  # it was fed
             self.staged = None
             return
-        if staged[2] if isinstance(staged, tuple) else staged.happened():
+        if staged.happened() if isinstance(staged, Taken) else eaten(staged[2]):
             self.feed()
         else:
             self.discard()
@@ -307,8 +340,10 @@ class Incoming:
     def discard(self) -> None:
         """Close what is staged."""
         staged, self.staged = self.staged, None
-        if staged is not None:
-            close_owned(staged[1] if isinstance(staged, tuple) else staged.owned())
+        if isinstance(staged, Taken):
+            close_owned(staged.owned())
+        elif staged is not None:
+            close_owned(staged.fds if isinstance(staged, Message) else staged[1])
 
     def fail(self, error: OSError | ValueError) -> NoReturn:
         """A fault that the decoder cannot see; it is final."""
@@ -325,6 +360,11 @@ class Incoming:
         for message in self.back:
             close_owned(message.fds)
         close_owned(self.decoder.drain())
+
+
+def eaten(record: list[bytes] | Block) -> bool:
+    """Whether the bytes that were peeked are off the queue."""
+    return bool(record.ints[HEAD] != UNREAD) if isinstance(record, Block) else bool(record)
 
 
 def bare(head: bytes) -> bool:

@@ -2,7 +2,8 @@
 
 Law: a frame goes out whole, or not at all, or the channel sends nothing any more: half a frame cannot be taken
 back. What has gone is known at any time, whatever exception strikes, because the result of each
-sendmsg is kept by `list.extend(map(sendmsg, ...))`, one call of a C function.
+sendmsg is kept by `list.extend(map(sendmsg, ...))`, one call of a C function. A small frame needs
+none of this: Linux takes all of it or nothing, as one sk_buff.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from array import array
 from errno import EAGAIN, EINTR, EMSGSIZE, ENOMEM, EPIPE, ETOOMANYREFS, EWOULDBLOCK
 
-from ._backend import CONSTANTS
+from ._backend import CONSTANTS, LINUX
 from ._scratch import (
     CMSG_DATA,
     CMSG_LEN,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 WAIT = (EAGAIN, EWOULDBLOCK, ETOOMANYREFS)
 SO_SNDBUF = CONSTANTS["SO_SNDBUF"]
+SMALL = 2048  # bytes. An sk_buff has room for half of SO_SNDBUF, which is 4608 at the least, but for 64 bytes
 PACKET_OVERHEAD = 64  # bytes of SO_SNDBUF that a packet may not use: 32 in Linux's unix_dgram_sendmsg
 _audit = sys.audit
 
@@ -57,7 +59,7 @@ class Outgoing:
         self.max_data = max_data
         self.max_fds = max_fds
         self.per_message = PER_MESSAGE
-        self.most = min(OUTGOING_DATA - HEADER_SIZE, max_data)  # bytes of what goes out by one call, made here
+        self.most = min(SMALL - HEADER_SIZE, max_data) if LINUX else -1
         self.send = sock.send
         self.last: tuple[list[int], int] | None = None  # what sendmsg returned for the last frame, and its size
 
@@ -82,22 +84,18 @@ class Outgoing:
             self.last = None
         if type(fds) is not list and type(fds) is not tuple:
             fds = list(fds)
-        if type(data) is bytes and len(data) <= self.most:  # small, and with at most one descriptor: the most frequent
+        if type(data) is bytes and len(data) <= self.most:  # and with at most one descriptor: the most frequent
+            size = HEADER_SIZE + len(data)
             if not fds and not timeout:
                 frame = header(len(data), 0) + data
-                self.last = results, len(frame)
                 try:
-                    results.extend(map(self.send, (frame,), (flags | MSG_NOSIGNAL,)))  # takes half the time
+                    sent = self.send(frame, flags | MSG_NOSIGNAL)  # takes half the time
                 except OSError:
-                    pass  # it will be met again
-                if results and results[0] == len(frame):
-                    self.last = None
-                    return None
-                return self.rest(frame, -1, results)
+                    sent = -1  # it will be met again
+                return None if sent == size else self.rest(frame, -1, sent, results)
             fd: Any = fds[0] if fds else -1
             if not fds or (len(fds) == 1 and type(fd) is int and 0 <= fd <= INT_MAX and data and self.max_fds):
                 frame = header(len(data), len(fds)) + data
-                size = len(frame)
                 _audit("socket.sendmsg", self.sock, None)
                 try:
                     block = outgoing_pool.pop()
@@ -109,15 +107,11 @@ class Outgoing:
                     block.ints[CMSG_DATA] = fd
                 else:
                     block.lens[CONTROLLEN] = 0
-                self.last = results, size
-                results.extend(map(lib_sendmsg, (self.fd,), (block.msg,), (flags | MSG_NOSIGNAL,)))
+                sent = lib_sendmsg(self.fd, block.msg, flags | MSG_NOSIGNAL)
                 if not fds:
                     block.lens[CONTROLLEN] = ONE_SPACE
                 outgoing_pool.append(block)
-                if results[0] == size:
-                    self.last = None
-                    return None
-                return self.rest(frame, fd, results)
+                return None if sent == size else self.rest(frame, fd, sent, results)
         try:
             raw = pack_fds(fds) if fds else b""
             return Sending(self, self.encode(data, raw), results, data, raw)
@@ -125,11 +119,12 @@ class Outgoing:
             unsent(error)
             raise
 
-    def rest(self, frame: bytes, fd: int, results: list[int]) -> Sending:
+    def rest(self, frame: bytes, fd: int, sent: int, results: list[int]) -> Sending:
         """What is left of a small frame after its first send."""
-        sent = results[0] if results else -1
-        left = frame if sent < 0 else memoryview(frame)[sent:]
-        return Sending(self, [([left], [fd] if sent < 0 <= fd else [])], results)
+        if sent > 0:
+            results.append(sent)
+            return Sending(self, [([memoryview(frame)[sent:]], [])], results)
+        return Sending(self, [([frame], [fd] if fd >= 0 else [])], results)
 
     def encode(self, data: BytesLike, raw: bytes) -> list[Piece]:
         """The messages to send."""

@@ -29,6 +29,7 @@ CONTROL = 64  # where each part begins, in bytes
 IOVEC = CONTROL + CONTROL_ROOM
 NAME = IOVEC + 64
 DATA = NAME + NAME_ROOM
+HEAD = DATA // 4  # the first four bytes of the data, in ints
 OUTGOING_DATA, INCOMING_DATA = 4096, 65536
 # A kernel writes msg_namelen on every success and never this length (struct sockaddr_storage has 128 bytes): as
 # long as the field holds it, no recvmsg has succeeded on this block and no descriptor has come.
@@ -44,6 +45,7 @@ def _index(struct: str, field: str, size: int, base: int = 0) -> int:
 
 NAMELEN = _index(MSGHDR, "msg_namelen", 4)  # in ints
 FLAGS = _index(MSGHDR, "msg_flags", 4)
+LOW_FLAGS = FLAGS * 4 + (3 if sys.byteorder == "big" else 0)  # in octets: the flags below 256, as small integers
 IOVLEN = _index(MSGHDR, "msg_iovlen", LEN)  # in lens
 CONTROLLEN = _index(MSGHDR, "msg_controllen", LEN)
 IOV_LEN = _index("struct iovec", "iov_len", WORD, IOVEC)  # in sizes
@@ -62,7 +64,8 @@ class Block:
     """The memory of one call. `msg` points to its struct msghdr; the views cover all of it."""
 
     __slots__ = (
-        "control", "data", "extra", "head", "ints", "iov", "lens", "memory", "msg", "name", "sizes", "start", "usual"
+        "control", "data", "extra", "head", "ints", "iov", "lens", "memory", "msg", "name", "octets", "sizes", "start",
+        "usual",
     )  # fmt: skip
 
     def __init__(self, room: int) -> None:
@@ -79,11 +82,12 @@ class Block:
         self.usual = b""
         self.data: Any = ffi.buffer(start + DATA, room)
         if PYPY:
+            self.octets: Any = ffi.cast("unsigned char *", memory)
             self.ints: Any = ffi.cast("int *", memory)
             self.sizes: Any = ffi.cast("size_t *", memory)
             self.lens: Any = self.sizes if LEN == WORD else self.ints
         else:
-            view = memoryview(ffi.buffer(memory)).cast("B")
+            self.octets = view = memoryview(ffi.buffer(memory)).cast("B")
             self.ints = view.cast("i")
             self.sizes = view.cast("L")
             self.lens = self.sizes if LEN == WORD else self.ints
@@ -113,6 +117,7 @@ def incoming() -> Block:
     block.ints[FLAGS] = MSG_CMSG_CLOEXEC  # the kernel echoes it
     block.usual = block.head[:]
     block.ints[NAMELEN] = NOT_ARRIVED
+    block.sizes[IOV_LEN] = INCOMING_DATA
     return block
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
     from typing_extensions import Self
 
+    from ._outgoing import Sending
     from ._send import Buffer, ControlMessages
     from ._sock import FileDescriptorLike
     from .channel import Path
@@ -85,23 +86,29 @@ class AsyncChannel(Ends):
             if turn.setdefault(MINE, results) is not results:
                 raise anyio.BusyResourceError("sending on")
             self._unwaited += 1
-            if self._sock is None or self._unwaited > TURN:
-                await self._turn()
-            frame = self._outgoing.start(data, fds, MSG_DONTWAIT, results)
-            if frame is None:
-                return
-            try:
-                while code := frame.advance(MSG_DONTWAIT):
-                    if code == ETOOMANYREFS:  # nothing tells when the receiver has taken some
-                        await anyio.sleep(PAUSE)
-                    else:
-                        await self._ready(anyio.wait_writable)
-                    self._live()
-            except OSError as error:
-                raise frame.explained(error) from None
-        finally:
+            sock = self._sock
+            if sock is None or self._unwaited > TURN:
+                sock = await self._turn()
+            frame = self._outgoing.start(data, fds, MSG_DONTWAIT, results, sock.gettimeout())
+            if frame is not None:
+                try:
+                    await self._finish(frame)
+                except OSError as error:
+                    raise frame.explained(error) from None
+            del turn[MINE]
+        except BaseException:
             if turn.get(MINE) is results:
                 del turn[MINE]
+            raise
+
+    async def _finish(self, frame: Sending) -> None:
+        """Send the rest, awaiting."""
+        while code := frame.advance(MSG_DONTWAIT):
+            if code == ETOOMANYREFS:  # nothing tells when the receiver has taken some
+                await anyio.sleep(PAUSE)
+            else:
+                await self._ready(anyio.wait_writable)
+            self._live()
 
     async def recv(self) -> Message:
         """The next message, as Channel.recv; cancelling it loses nothing."""
@@ -111,11 +118,13 @@ class AsyncChannel(Ends):
             if turn.setdefault(MINE, me) is not me:
                 raise anyio.BusyResourceError("receiving from")
             self._unwaited += 1
-            if self._sock is None or self._unwaited > TURN:
-                await self._turn()
+            sock = self._sock
+            if sock is None or self._unwaited > TURN:
+                sock = await self._turn()
+            timeout = sock.gettimeout()
             while message is None:
                 try:
-                    message = incoming.next(MSG_DONTWAIT)
+                    message = incoming.next(MSG_DONTWAIT, timeout)
                     if message is None:
                         self._unwaited += 1  # a peer in a hurry need not let it wait even once
                         if self._unwaited > TURN:
@@ -123,21 +132,24 @@ class AsyncChannel(Ends):
                 except BlockingIOError:
                     await self._ready(anyio.wait_readable)
                     self._live()
-            incoming.taken(message)
+            if incoming.staged is message:
+                incoming.staged = None
+            else:
+                incoming.taken(message)
+            del turn[MINE]
             return message
         except BaseException as error:
-            self._stopped(error, message)
-            raise
-        finally:
             if turn.get(MINE) is me:
                 del turn[MINE]
+            self._stopped(error, message)
+            raise
 
-    async def _turn(self) -> None:
+    async def _turn(self) -> socket.socket:
         """Let other tasks run now and then, also if there is always something to do; before anything is done."""
         self._live()
         self._unwaited = 0
         await checkpoint()
-        self._live()
+        return self._live()
 
     async def _ready(self, wait: Callable[[int], Awaitable[None]]) -> None:
         self._unwaited = 0

@@ -78,6 +78,7 @@ class Ends:
         # socket readable, and a peer could have every wait spin.
         setsockopt(fd, SO_OOBINLINE, 1)
         self._fd = fd
+        self._incoming.into = self._sock.recv_into
         self._outgoing = Outgoing(self._sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
 
     def fileno(self) -> int:
@@ -197,9 +198,11 @@ class Channel(Ends):
                     self._finish(frame, timeout)
                 except OSError as error:
                     raise frame.explained(error) from None
-        finally:
+            del turn[MINE]
+        except BaseException:
             if turn.get(MINE) is results:
                 del turn[MINE]
+            raise
 
     def _finish(self, frame: Sending, timeout: float | None) -> None:
         """Send the rest, waiting as long as the timeout permits."""
@@ -229,32 +232,32 @@ class Channel(Ends):
         incoming, turn = self._incoming, self._receiving
         _first = message = deadline = None  # the order counts: see Unreturned
         unreturned = _first = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None
+        me: list[int] = []
         try:
-            me: list[int] = []
-            try:
-                if turn.setdefault(MINE, me) is not me:
-                    raise RuntimeError(
-                        "another thread is receiving on this channel, or the caller of this signal handler"
-                    )
-                sock = self._sock or self._live()
-                flags = 0 if sock.gettimeout() is None else MSG_DONTWAIT
-                while message is None:
-                    try:
-                        message = incoming.next(flags)
-                        if message is None and flags:
-                            deadline = self._in_time(deadline)
-                    except BlockingIOError as error:
-                        deadline = self._wait(deadline, error)
+            if turn.setdefault(MINE, me) is not me:
+                raise RuntimeError("another thread is receiving on this channel, or the caller of this signal handler")
+            timeout = (self._sock or self._live()).gettimeout()
+            flags = 0 if timeout is None else MSG_DONTWAIT
+            while message is None:
+                try:
+                    message = incoming.next(flags, timeout)
+                    if message is None and flags:
+                        deadline = self._in_time(deadline)
+                except BlockingIOError as error:
+                    deadline = self._wait(deadline, error)
+            if incoming.staged is message:
+                incoming.staged = None
+            else:
                 incoming.taken(message)
-            finally:
-                if turn.get(MINE) is me:
-                    del turn[MINE]
+            del turn[MINE]
             if unreturned is not None:
                 unreturned.held = message  # type: ignore[assignment]
             return message
         except BaseException as error:
             if unreturned is not None:
                 unreturned.held = []
+            if turn.get(MINE) is me:
+                del turn[MINE]
             self._stopped(error, message)
             raise
 

@@ -42,8 +42,8 @@ PER_MESSAGE = 253  # Linux's SCM_MAX_FD; a sender may use less, and the format d
 _UINT32 = 0xFFFFFFFF
 _SMALL = 4096  # pieces below this are gathered: a peer that trickles must not cost an object per byte
 _HEADER = Struct(">II")
-_unpack = _HEADER.unpack_from
 header = _HEADER.pack  # (payload length, descriptor count): what a frame begins with
+read_header = _HEADER.unpack_from
 
 
 def _between(name: str, value: int, low: int, high: int) -> int:
@@ -207,7 +207,7 @@ class Decoder(Generic[D]):
             return self._collect(read, at, body)
         if len(read) - at < HEADER_SIZE:
             return self._wait(self.max_fds if at < len(read) else 0)
-        size, count = _unpack(read, at)
+        size, count = read_header(read, at)
         if size > self.max_data or count > self.max_fds:
             self._refuse(size, count)
         at += HEADER_SIZE
@@ -332,7 +332,7 @@ def only_payload(data: bytes, fds: int, max_data: int) -> bytes | None:
     """
     if len(data) < HEADER_SIZE:
         return None
-    size, count = _unpack(data)
+    size, count = read_header(data)
     if count != fds or size > max_data:
         return None
     if count <= size:

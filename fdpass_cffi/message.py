@@ -70,7 +70,6 @@ SCM_RIGHTS, SCM_PIDFD = CONSTANTS["SCM_RIGHTS"], CONSTANTS.get("SCM_PIDFD")
 MSG_TRUNC, MSG_CTRUNC, MSG_PEEK = (CONSTANTS[name] for name in ("MSG_TRUNC", "MSG_CTRUNC", "MSG_PEEK"))
 LOST = MSG_TRUNC | MSG_CTRUNC
 SHOWN = ~MSG_CMSG_CLOEXEC
-RARE = ("ancdata", "credentials", "security")
 
 
 class Message:
@@ -98,24 +97,28 @@ class Message:
     >>> taken.close(); a.close(); b.close()
     """
 
-    __slots__ = ("address", "ancdata", "credentials", "data", "fds", "flags", "pidfd", "security")
-    credentials: Credentials | None
-    security: bytes | None
+    __slots__ = ("__dict__", "data", "fds")  # the rest is rare, and cheaper not to set
+    flags: int = 0
+    address: Any = None
+    credentials: Credentials | None = None
+    pidfd: OwnedFd | None = None
+    security: bytes | None = None
     ancdata: list[tuple[int, int, bytes]]
 
     def __init__(self, data: bytes, fds: list[OwnedFd], flags: int = 0, address: Any = None) -> None:
         self.data = data
         self.fds = fds
-        self.flags = flags
-        self.address = address
-        self.pidfd: OwnedFd | None = None
+        if flags:
+            self.flags = flags
+        if address is not None:
+            self.address = address
 
     def __getattr__(self, name: str) -> Any:
-        """A field that hardly any message has, when it is first looked at."""
-        if name not in RARE:
+        """`ancdata`, when it is first looked at."""
+        if name != "ancdata":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        setattr(self, name, [] if name == "ancdata" else None)
-        return getattr(self, name)
+        self.ancdata = []
+        return self.ancdata
 
     def close(self) -> None:
         """Close every descriptor that is still owned here."""

@@ -11,7 +11,7 @@ import socket
 import stat
 import sys
 import uuid
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 
 import anyio
@@ -234,6 +234,28 @@ def test_a_send_cancelled_before_its_first_byte_never_was(fdpass, run):
             assert {ord("x")} == set(drain(sock))
             await channel.send(b"hello")
             assert b"\0\0\0\5\0\0\0\0hello" == sock.recv(100)
+
+    run(main)
+
+
+def test_the_timeout_of_the_socket_does_not_count(fdpass, run):
+    """Where a socket would wait for a minute the other tasks run, and a send and a recv can be cancelled."""
+
+    async def main():
+        sock, end = socket.socketpair()
+        end.settimeout(60)
+        with sock, closing(fdpass.aio.AsyncChannel(end)) as channel:
+            with anyio.move_on_after(0.01) as scope:
+                await channel.recv()
+            assert scope.cancelled_caught
+            with socket.socket(fileno=os.dup(end.fileno())) as same:
+                fill(same)
+            with anyio.fail_after(20), anyio.move_on_after(0.01) as scope:
+                await channel.send(b"never")
+            assert scope.cancelled_caught
+            drain(sock)
+            sock.send(b"\0\0\0\5\0\0\0\0hello")
+            assert b"hello" == (await channel.recv()).data
 
     run(main)
 

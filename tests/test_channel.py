@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 from contextlib import contextmanager, suppress
 
@@ -18,8 +19,10 @@ from support import (
     alarm,
     close,
     descriptors,
+    drain,
     fill,
     identities,
+    non_blocking,
     on_alarm,
     open_numbers,
     rights,
@@ -100,6 +103,21 @@ def test_messages_come_in_order_from_one_batch(fdpass, kind):
         for data, fds in sent:
             a.send(data, fds)
         assert [(data, identities(fds)) for data, fds in sent] == [contents(b.recv()) for _ in sent]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere every frame keeps count of what has gone")
+@pytest.mark.parametrize("before", range(5))
+def test_a_small_frame_goes_whole_or_not_at_all(fdpass, before):
+    """However small the socket's buffer and however full: Linux takes no part of a message that a frame is sent as."""
+    a, b = socket.socketpair()
+    size = fdpass._outgoing.SMALL
+    with a, b, descriptors(1) as made:
+        a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        for send in (a.send, lambda data: socket.send_fds(a, [data], made)):
+            with non_blocking(a):
+                for length in [1] * before + [size, size // 2, 1] * 100:
+                    assert length == send(bytes(length))
+            drain(b)
 
 
 def test_many_small_messages_are_read_with_few_receives(fdpass, monkeypatch):
@@ -870,7 +888,7 @@ def test_what_is_put_back_takes_no_others_place(fdpass, number):
 
 def some(incoming):
     """The next message of an Incoming."""
-    while (message := incoming.next(0)) is None:
+    while (message := incoming.next(0, None)) is None:
         continue
     return message
 
