@@ -268,6 +268,22 @@ def test_a_peer_that_breaks_the_protocol(fdpass, kind, sent):
             channel.send(b"x")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere nothing is peeked")
+@pytest.mark.parametrize("data", [b"data", b"1"])
+def test_a_stream_that_somebody_else_reads(fdpass, data):
+    """Bytes that another process takes amid a recv make it a LocalProtocolError, and nothing is left open."""
+    with descriptors(1) as made, channels(fdpass) as (a, b):
+        a.send(data, made)
+        a.close()
+        before = open_numbers()
+        into = b._incoming.into
+        b._incoming.into = lambda *args: os.read(b.fileno(), 3) and into(*args)
+        with pytest.raises(fdpass.LocalProtocolError, match="has read from the socket"):
+            b.recv()
+        assert b.closed
+        assert open_numbers() <= before
+
+
 def test_descriptors_nobody_announced(fdpass):
     """After a frame with more descriptors than it says comes a ProtocolError, and they are closed."""
     with descriptors(3) as made, behind(fdpass) as (sock, channel):
