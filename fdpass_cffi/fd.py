@@ -41,9 +41,9 @@ FEW = 4  # OwnedFds: from as many on, a loop in C closes them quicker than each 
 _new = object.__new__
 _pop: Callable[[list[int]], int] = list.pop
 _close = os.close
-# close() puts a cell into _doomed, and next(_closing) takes out the last one, its integer out of that, and closes it, by
-# one call of a C function, so that no exception can strike in between; to make such maps anew would take twice as long.
-# With several threads one may close the other's. A cell that an exception left here is closed some time, or was before.
+# close() puts a cell into _doomed, and next(_closing) takes the last one out, and its integer, and closes that, by one
+# call of a C function, so that no exception can strike in between; making such maps for each would take twice as long.
+# Of several threads one may close the other's. A cell that an exception left here is closed some time, or was before.
 _doomed: list[list[int]] = []
 _closing = map(_close, map(_pop, map(list.pop, repeat(_doomed))))
 

@@ -97,17 +97,17 @@ class Message:
     >>> taken.close(); a.close(); b.close()
     """
 
-    __slots__ = ("__dict__", "data", "fds")  # the rest is rare, and cheaper not to set
+    __slots__ = ("__dict__", "data", "fds", "pidfd")  # the rest is rare, and cheaper not to set
     flags: int = 0
     address: Any = None
     credentials: Credentials | None = None
-    pidfd: OwnedFd | None = None
     security: bytes | None = None
     ancdata: list[tuple[int, int, bytes]]
 
     def __init__(self, data: bytes, fds: list[OwnedFd], flags: int = 0, address: Any = None) -> None:
         self.data = data
         self.fds = fds
+        self.pidfd: OwnedFd | None = None
         if flags:
             self.flags = flags
         if address is not None:
