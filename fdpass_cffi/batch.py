@@ -384,8 +384,6 @@ class Arrivals:
             shape = None
         if shape != self.shape:
             self.vector, self.pristine = self.new()
-        vector = self.vector
-        self.starts = [vector.datas + i * vector.data for i in range(n)]
 
     def new(self) -> tuple[v.Vector, bytes]:
         """A vector with every entry ready, and its headers' bytes, by which it is made so again."""
@@ -423,7 +421,8 @@ class Arrivals:
         self.fds = fds = ones if ones is not None else [one for part in entries for one in part[0] + part[1]]
         sizes = vector.header_ints(v.MSG_LEN // 4, got)
         memory, size = vector.bytes, self.size
-        datas = [memory[at : at + (n if n < size else size)] for at, n in zip(self.starts, sizes)]
+        starts = range(vector.datas, len(memory) + got, vector.data or 1)
+        datas = [memory[at : at + (n if n < size else size)] for at, n in zip(starts, sizes)]
         flagged, namelens = vector.header_ints(v.FLAGS, got), vector.header_ints(v.NAMELEN, got)
         if (
             ones is not None and flagged == [MSG_CMSG_CLOEXEC] * got and namelens == [0] * got

@@ -103,14 +103,13 @@ class OwnedFd:
         An OSError of close(2) is raised, and the descriptor is gone all the same (Linux frees it first).
         """
         cell = self._cell
-        if cell:
+        while cell:
             self._closed = True
-            while cell:
-                _doomed.append(cell)
-                try:
-                    next(_closing)
-                except IndexError:
-                    continue  # another thread was first
+            _doomed.append(cell)
+            try:
+                next(_closing)
+            except IndexError:
+                continue  # another thread was first
 
     @property
     def detach(self) -> Callable[[], int]:

@@ -127,7 +127,7 @@ class Message:
     def __enter__(self) -> Message:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object = None, error: object = None, traceback: object = None) -> None:
         owned = self.fds if self.pidfd is None else [*self.fds, self.pidfd]
         try:
             if len(owned) < FEW:
