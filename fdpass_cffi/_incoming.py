@@ -36,6 +36,7 @@ from ._scratch import (
     CMSG_DATA,
     CONTROL_ROOM,
     CONTROLLEN,
+    COUNT,
     FLAGS,
     HEAD,
     INCOMING_DATA,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 LARGE = 1 << 18  # bytes of one receive in the middle of a large frame; about what the kernel's buffer holds
 MOST_FDS = 1000  # of one receive: no kernel takes as many in a message
 peek_pool: list[Block] = []  # blocks whose iov_len is INCOMING_DATA
-NONE: list[int] = []  # descriptors
+NO_FDS: list[int] = []  # which nobody fills
 PEEKING = MSG_PEEK | MSG_CMSG_CLOEXEC
 PEEKING_NOW = PEEKING | MSG_DONTWAIT
 UNREAD = -1  # in the first four bytes: no frame that fits into a block begins like this
@@ -102,14 +103,14 @@ class Incoming:
         self.given: Frame | None = None  # by the decoder, and not taken yet
         self.fault: OSError | ValueError | None = None
         self.back: list[Message] = []  # whose recv was left by an exception
-        self.into: Any  # recv_into of its socket
+        self.into: Any  # recv_into of its socket, which Ends knows only when the limits here are right
         # A receive on its way into the decoder, or a message that needs none.
         self.staged: Peeked | Taken | Message | None = None
 
     def next(self, flags: int, timeout: float | None) -> Message | None:
         """The next message, which stays here too until it is `taken`, or None: call again.
 
-        `timeout` is the socket's, for which its own recv_into() waits.
+        `timeout` is the socket's: for a longer one than 0 its own recv_into() would call poll(2) first.
 
         BlockingIOError if nothing is there (and `flags` has MSG_DONTWAIT); EOFError; ProtocolError; OSError EMFILE or
         ENFILE if there is no room for the descriptors that come next: then they are still queued.
@@ -139,7 +140,7 @@ class Incoming:
                 peek_pool.append(block)
                 return None
             if not lens[CONTROLLEN]:
-                numbers = NONE
+                numbers = NO_FDS
             elif block.head[:] == block.usual:
                 numbers = [ints[CMSG_DATA]]
             else:
@@ -169,7 +170,7 @@ class Incoming:
             raise
         if eaten is None:
             read = self.into(data, got, flags)
-            if read == got:
+            if read == got and (not ints[COUNT] if not fds else read_header(data) == (size, count)):
                 message = self.staged = Message(data[HEADER_SIZE:got], fds)
                 peek_pool.append(block)
                 return message
@@ -332,7 +333,7 @@ class Incoming:
         except LocalProtocolError:  # it was fed
             self.staged = None
             return
-        if staged.happened() if isinstance(staged, Taken) else eaten(staged[2]):
+        if staged.happened() if isinstance(staged, Taken) else is_read(staged[2]):
             self.feed()
         else:
             self.discard()
@@ -362,7 +363,7 @@ class Incoming:
         close_owned(self.decoder.drain())
 
 
-def eaten(record: list[bytes] | Block) -> bool:
+def is_read(record: list[bytes] | Block) -> bool:
     """Whether the bytes that were peeked are off the queue."""
     return bool(record.ints[HEAD] != UNREAD) if isinstance(record, Block) else bool(record)
 

@@ -3,7 +3,7 @@
 Law: a frame goes out whole, or not at all, or the channel sends nothing any more: half a frame cannot be taken
 back. What has gone is known at any time, whatever exception strikes, because the result of each
 sendmsg is kept by `list.extend(map(sendmsg, ...))`, one call of a C function. A small frame needs
-none of this: Linux takes all of it or nothing, as one sk_buff.
+none of this: Linux's own kernel takes all of it or nothing, as one sk_buff.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ._scratch import (
     outgoing_pool,
 )
 from ._send import MSG_NOSIGNAL, explain, gather, lib_sendmsg, pack_fds, put_rights
-from ._sock import INT_MAX, getsockopt, os_error, take_errno
+from ._sock import INT_MAX, Socket, getsockopt, os_error, take_errno
+from .errors import raised_in
 from .frames import HEADER_SIZE, MAX_PACKET, PER_MESSAGE, encode, header
 
 TYPE_CHECKING = False
@@ -60,7 +61,7 @@ class Outgoing:
         self.max_fds = max_fds
         self.per_message = PER_MESSAGE
         self.most = min(SMALL - HEADER_SIZE, max_data) if LINUX else -1
-        self.send = sock.send
+        self.send: Any = Socket.send.__get__(sock)  # of the class itself, in C: then only a handler's error has a frame
         self.last: tuple[list[int], int] | None = None  # what sendmsg returned for the last frame, and its size
 
     def start(
@@ -89,8 +90,10 @@ class Outgoing:
             if not fds and not timeout:
                 frame = header(len(data), 0) + data
                 try:
-                    sent = self.send(frame, flags | MSG_NOSIGNAL)  # takes half the time
-                except OSError:
+                    sent = self.send(frame, flags | MSG_NOSIGNAL)  # half the time of lib_sendmsg
+                except OSError as error:
+                    if raised_in(error) is not START:  # a signal handler's: the frame may have gone
+                        raise
                     sent = -1  # it will be met again
                 return None if sent == size else self.rest(frame, -1, sent, results)
             fd: Any = fds[0] if fds else -1
@@ -135,6 +138,9 @@ class Outgoing:
             room = getsockopt(self.fd, SO_SNDBUF) - PACKET_OVERHEAD
             packet = max(HEADER_SIZE, min(room, MAX_PACKET))
         return encode(data, fds, max_data=limits[0], max_fds=limits[1], per_message=self.per_message, packet=packet)
+
+
+START = Outgoing.start.__code__
 
 
 class Sending:

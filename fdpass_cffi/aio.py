@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint
 from . import message as _message
 from . import msg as _msg
 from ._sock import MSG_DONTWAIT, fileno
-from .channel import MINE, PAUSE, Ends
+from .channel import MINE, PAUSE, Ends, release
 from .frames import MAX_DATA, MAX_FDS
 
 TYPE_CHECKING = False
@@ -83,22 +83,25 @@ class AsyncChannel(Ends):
         turn = self._sending
         results: list[int] = []
         try:
-            if turn.setdefault(MINE, results) is not results:
-                raise anyio.BusyResourceError("sending on")
-            self._unwaited += 1
-            sock = self._sock
-            if sock is None or self._unwaited > TURN:
-                sock = await self._turn()
-            frame = self._outgoing.start(data, fds, MSG_DONTWAIT, results, sock.gettimeout())
-            if frame is not None:
-                try:
-                    await self._finish(frame)
-                except OSError as error:
-                    raise frame.explained(error) from None
-            del turn[MINE]
-        except BaseException:
-            if turn.get(MINE) is results:
+            try:
+                if turn.setdefault(MINE, results) is not results:
+                    raise anyio.BusyResourceError("sending on")
+                self._unwaited += 1
+                sock = self._sock
+                if sock is None or self._unwaited > TURN:
+                    sock = await self._turn()
+                frame = self._outgoing.start(data, fds, MSG_DONTWAIT, results, sock.gettimeout())
+                if frame is not None:
+                    try:
+                        await self._finish(frame)
+                    except OSError as error:
+                        raise frame.explained(error) from None
                 del turn[MINE]
+            except BaseException:
+                release(turn, results)
+                raise
+        except BaseException:
+            release(turn, results)
             raise
 
     async def _finish(self, frame: Sending) -> None:
@@ -115,33 +118,36 @@ class AsyncChannel(Ends):
         incoming, turn, message = self._incoming, self._receiving, None
         me: list[int] = []
         try:
-            if turn.setdefault(MINE, me) is not me:
-                raise anyio.BusyResourceError("receiving from")
-            self._unwaited += 1
-            sock = self._sock
-            if sock is None or self._unwaited > TURN:
-                sock = await self._turn()
-            timeout = sock.gettimeout()
-            while message is None:
-                try:
-                    message = incoming.next(MSG_DONTWAIT, timeout)
-                    if message is None:
-                        self._unwaited += 1  # a peer in a hurry need not let it wait even once
-                        if self._unwaited > TURN:
-                            await self._turn()
-                except BlockingIOError:
-                    await self._ready(anyio.wait_readable)
-                    self._live()
-            if incoming.staged is message:
-                incoming.staged = None
-            else:
-                incoming.taken(message)
-            del turn[MINE]
-            return message
-        except BaseException as error:
-            if turn.get(MINE) is me:
+            try:
+                if turn.setdefault(MINE, me) is not me:
+                    raise anyio.BusyResourceError("receiving from")
+                self._unwaited += 1
+                sock = self._sock
+                if sock is None or self._unwaited > TURN:
+                    sock = await self._turn()
+                timeout = sock.gettimeout()  # for which the socket's own calls would wait
+                while message is None:
+                    try:
+                        message = incoming.next(MSG_DONTWAIT, timeout)
+                        if message is None:
+                            self._unwaited += 1  # a peer in a hurry need not let it wait even once
+                            if self._unwaited > TURN:
+                                await self._turn()
+                    except BlockingIOError:
+                        await self._ready(anyio.wait_readable)
+                        self._live()
+                if incoming.staged is message:
+                    incoming.staged = None
+                else:
+                    incoming.taken(message)
                 del turn[MINE]
-            self._stopped(error, message)
+                return message
+            except BaseException as error:
+                self._stopped(error, message)
+                release(turn, me)
+                raise
+        except BaseException:
+            release(turn, me)
             raise
 
     async def _turn(self) -> socket.socket:

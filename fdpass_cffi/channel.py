@@ -56,6 +56,7 @@ SO_OOBINLINE = CONSTANTS["SO_OOBINLINE"]
 # Whose turn it is to send, or to receive: who finds the list that it has put under this key. dict.setdefault is atomic,
 # and, other than a lock's acquire, tells after an exception at any point whether it has happened.
 MINE = 0
+ELSE = "on this channel, or the caller of this signal handler"
 FOREVER = float("inf")
 PAUSE = 0.001  # seconds: nothing tells when the receiver has taken descriptors in flight
 
@@ -78,7 +79,7 @@ class Ends:
         # socket readable, and a peer could have every wait spin.
         setsockopt(fd, SO_OOBINLINE, 1)
         self._fd = fd
-        self._incoming.into = self._sock.recv_into
+        self._incoming.into = Socket.recv_into.__get__(self._sock)
         self._outgoing = Outgoing(self._sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
 
     def fileno(self) -> int:
@@ -114,6 +115,8 @@ class Ends:
         if isinstance(error, (ProtocolError, LocalProtocolError)):
             self._incoming.fault = error
             self._shut()
+        elif self._sock is None:  # closed by a signal handler, amid a receive
+            self._incoming.discard()
 
     def _give_back(self, message: Message) -> list[int]:
         """The message of a recv that an exception struck at its very `return`."""
@@ -189,19 +192,22 @@ class Channel(Ends):
         sock, turn = self._sock or self._live(), self._sending
         results: list[int] = []
         try:
-            if turn.setdefault(MINE, results) is not results:
-                raise RuntimeError("another thread is sending on this channel, or the caller of this signal handler")
-            timeout = sock.gettimeout()
-            frame = self._outgoing.start(data, fds, 0 if timeout is None else MSG_DONTWAIT, results, timeout)
-            if frame is not None:
-                try:
-                    self._finish(frame, timeout)
-                except OSError as error:
-                    raise frame.explained(error) from None
-            del turn[MINE]
-        except BaseException:
-            if turn.get(MINE) is results:
+            try:
+                if turn.setdefault(MINE, results) is not results:
+                    raise RuntimeError(f"another thread is sending {ELSE}")
+                timeout = sock.gettimeout()
+                frame = self._outgoing.start(data, fds, 0 if timeout is None else MSG_DONTWAIT, results, timeout)
+                if frame is not None:
+                    try:
+                        self._finish(frame, timeout)
+                    except OSError as error:
+                        raise frame.explained(error) from None
                 del turn[MINE]
+            except BaseException:
+                release(turn, results)
+                raise
+        except BaseException:
+            release(turn, results)
             raise
 
     def _finish(self, frame: Sending, timeout: float | None) -> None:
@@ -232,33 +238,36 @@ class Channel(Ends):
         incoming, turn = self._incoming, self._receiving
         _first = message = deadline = None  # the order counts: see Unreturned
         unreturned = _first = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None
-        me: list[int] = []
+        me: list[int] = []  # below `unreturned`, for the same reason
         try:
-            if turn.setdefault(MINE, me) is not me:
-                raise RuntimeError("another thread is receiving on this channel, or the caller of this signal handler")
-            timeout = (self._sock or self._live()).gettimeout()
-            flags = 0 if timeout is None else MSG_DONTWAIT
-            while message is None:
-                try:
-                    message = incoming.next(flags, timeout)
-                    if message is None and flags:
-                        deadline = self._in_time(deadline)
-                except BlockingIOError as error:
-                    deadline = self._wait(deadline, error)
-            if incoming.staged is message:
-                incoming.staged = None
-            else:
-                incoming.taken(message)
-            del turn[MINE]
-            if unreturned is not None:
-                unreturned.held = message  # type: ignore[assignment]
-            return message
-        except BaseException as error:
-            if unreturned is not None:
-                unreturned.held = []
-            if turn.get(MINE) is me:
+            try:
+                if turn.setdefault(MINE, me) is not me:
+                    raise RuntimeError(f"another thread is receiving {ELSE}")
+                timeout = (self._sock or self._live()).gettimeout()
+                flags = 0 if timeout is None else MSG_DONTWAIT
+                while message is None:
+                    try:
+                        message = incoming.next(flags, timeout)
+                        if message is None and flags:
+                            deadline = self._in_time(deadline)
+                    except BlockingIOError as error:
+                        deadline = self._wait(deadline, error)
+                if incoming.staged is message:
+                    incoming.staged = None
+                else:
+                    incoming.taken(message)
                 del turn[MINE]
-            self._stopped(error, message)
+                if unreturned is not None:
+                    unreturned.held = message  # type: ignore[assignment]
+                return message
+            except BaseException as error:
+                if unreturned is not None:
+                    unreturned.held = []
+                self._stopped(error, message)
+                release(turn, me)
+                raise
+        except BaseException:
+            release(turn, me)
             raise
 
     def _wait(self, deadline: float | None, error: BlockingIOError) -> float:
@@ -302,6 +311,15 @@ class Channel(Ends):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def release(turn: Turn, mine: list[int]) -> None:
+    """End a turn, if it is this one's; after the message was given back, which nobody may find half given back.
+
+    What is left by an exception has two handlers that say it, since a signal handler's exception may end the first.
+    """
+    if turn.get(MINE) is mine:
+        del turn[MINE]
 
 
 def checked(sock: FileDescriptorLike) -> int:

@@ -6,7 +6,16 @@ import errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import CodeType
     from typing import Any
+
+
+def raised_in(error: BaseException) -> CodeType | None:
+    """The code of the function that an exception was raised in: a signal handler, or who made the failing call."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return None if traceback is None else traceback.tb_frame.f_code
 
 
 class LocalProtocolError(ValueError):

@@ -18,6 +18,8 @@ from functools import partial
 from itertools import chain, repeat
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
+from .errors import raised_in
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,11 +43,6 @@ FEW = 4  # OwnedFds: from as many on, a loop in C closes them quicker than each 
 _new = object.__new__
 _pop: Callable[[list[int]], int] = list.pop
 _close = os.close
-# close() puts a cell into _doomed, and next(_closing) takes the last one out, and its integer, and closes that, by one
-# call of a C function, so that no exception can strike in between; making such maps for each would take twice as long.
-# Of several threads one may close the other's. A cell that an exception left here is closed some time, or was before.
-_doomed: list[list[int]] = []
-_closing = map(_close, map(_pop, map(list.pop, repeat(_doomed))))
 
 
 class OwnedFd:
@@ -103,13 +100,13 @@ class OwnedFd:
         An OSError of close(2) is raised, and the descriptor is gone all the same (Linux frees it first).
         """
         cell = self._cell
-        while cell:
+        if cell:
             self._closed = True
-            _doomed.append(cell)
             try:
-                next(_closing)
-            except IndexError:
-                continue  # another thread was first
+                next(map(_close, map(_pop, (cell,))))
+            except IndexError as error:  # another thread was first
+                if raised_in(error) is not CLOSE:
+                    raise
 
     @property
     def detach(self) -> Callable[[], int]:
@@ -246,6 +243,9 @@ class OwnedFd:
         raise TypeError("an OwnedFd cannot be copied or pickled, since it alone owns its descriptor; use dup()")
 
     __copy__ = __deepcopy__ = __reduce_ex__ = _no_copy
+
+
+CLOSE = OwnedFd.close.__code__
 
 
 def adopt(fds: list[int]) -> list[OwnedFd]:

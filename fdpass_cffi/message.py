@@ -39,7 +39,8 @@ from ._scratch import (
 from ._send import SOCK_STREAM
 from ._sock import SO_TYPE, Socket, fileno, getsockopt
 from ._truncated import truncated
-from .fd import FEW, OwnedFd, adopt, adopt_shared, close_owned
+from .errors import raised_in
+from .fd import CLOSE, FEW, OwnedFd, adopt, adopt_shared, close_owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class Message:
     >>> taken.close(); a.close(); b.close()
     """
 
-    __slots__ = ("__dict__", "data", "fds", "pidfd")  # the rest is rare, and cheaper not to set
+    # The rest is rare, and cheaper not to set. The price is that a misspelt attribute can be set.
+    __slots__ = ("__dict__", "data", "fds", "pidfd")
     flags: int = 0
     address: Any = None
     credentials: Credentials | None = None
@@ -134,8 +136,9 @@ class Message:
                 for one in owned:
                     try:
                         one.close()
-                    except OSError:  # the descriptor is gone all the same
-                        continue
+                    except OSError as failure:  # the descriptor is gone all the same
+                        if raised_in(failure) is not CLOSE:
+                            raise
             else:
                 close_owned(owned)
         except BaseException:  # a signal handler's: close the rest first

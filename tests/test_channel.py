@@ -29,7 +29,7 @@ from support import (
     run_child,
 )
 from test_sendall import refusing
-from test_sweep import interrupted, swept  # noqa: F401 - a fixture
+from test_sweep import Alarm, interrupted, swept  # noqa: F401 - a fixture
 
 KINDS = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -843,8 +843,8 @@ WAITING = {
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of descriptors that their list's end has closed
-@pytest.mark.parametrize("waiting", WAITING)
-def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, swept):  # noqa: F811
+@pytest.mark.parametrize(("waiting", "error"), [*((one, KeyboardInterrupt) for one in WAITING), ("alone", Alarm)])
+def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, error, swept):  # noqa: F811
     """Whatever boundary a recv is left at, the next one has the same message whole; or, in a few, an error says not.
 
     Those few are inside the decoder, and where only a trace function can strike.
@@ -858,7 +858,7 @@ def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, swept):
                 with channels(fdpass) as (c, d):
                     WAITING[waiting](c, made)
                     expected = contents(d.recv())
-                message, reached, raised = interrupted(folder, n, KeyboardInterrupt, b.recv)
+                message, reached, raised = interrupted(folder, n, error, b.recv)
                 if message is not None:
                     message.close()
                 if not raised:
@@ -909,15 +909,36 @@ def some(incoming):
     return message
 
 
-@pytest.mark.parametrize("size", [5, 5000, 300_000])
-def test_an_exception_anywhere_in_send_tears_no_stream(fdpass, size, swept):  # noqa: F811
+@pytest.mark.parametrize("polls", ["recv", "send"])
+def test_an_exception_in_a_call_that_fails_ends_its_turn(fdpass, polls, swept):  # noqa: F811
+    """Whatever boundary a call with nothing to do is left at, the next one gets its turn.
+
+    But for one or two where only a trace function can strike, between two handlers.
+    """
+    folder, stuck = os.path.dirname(fdpass.__file__), []
+    with channels(fdpass) as (a, _):
+        fill(a._sock)
+        a._sock.settimeout(0)
+        call = {"recv": a.recv, "send": lambda: a.send(b"x")}[polls]
+        for n in range(1, 300, STRIDE):  # so many boundaries it has at the most
+            with suppress(BlockingIOError):
+                interrupted(folder, n, KeyboardInterrupt, call)
+            for turn in (a._sending, a._receiving):
+                stuck += [n] * len(turn)
+                turn.clear()
+    assert len(stuck) < 4, stuck
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm])
+@pytest.mark.parametrize(("size", "count"), [(5, 0), (5, 1), (5000, 1), (300_000, 1)])
+def test_an_exception_anywhere_in_send_tears_no_stream(fdpass, size, count, error, swept):  # noqa: F811
     """Whatever boundary a send is left at, the peer gets a message or nothing, or the channel is closed for sending."""
     folder, outcomes = os.path.dirname(fdpass.__file__), {"went": 0, "not": 0, "closed": 0, "stuck": 0}
-    with descriptors(1) as made:
+    with descriptors(count) as made:
         for n in range(1, 3000, STRIDE):
             with channels(fdpass) as (a, b):
                 a._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-                _, reached, raised = interrupted(folder, n, KeyboardInterrupt, lambda a=a: a.send(bytes(size), made))
+                _, reached, raised = interrupted(folder, n, error, lambda a=a: a.send(bytes(size), made))
                 if not raised:
                     if not reached:
                         break

@@ -20,7 +20,7 @@ import weakref
 from contextlib import suppress
 from dis import findlinestarts
 from functools import partial
-from itertools import count, repeat
+from itertools import count
 
 import pytest
 
@@ -594,8 +594,6 @@ def test_threads_close_once(hasty, monkeypatch):
     """Of threads that close, or close many, at once, one reaches close(2)."""
     closed: list[int] = []
     monkeypatch.setattr(module, "_close", closed.append)
-    closing = map(closed.append, map(list.pop, map(list.pop, repeat(module._doomed))))
-    monkeypatch.setattr(module, "_closing", closing)
     for number in range(150):
         owned = OwnedFd(number)
         assert [None] * 4 == race(owned.close, owned.close, partial(close_owned, [owned]), owned.close)

@@ -48,6 +48,10 @@ class Bare(BaseException):
     """No Exception, and nothing that anybody else would raise."""
 
 
+class Alarm(TimeoutError):
+    """What many an alarm handler raises: an OSError, as system calls do."""
+
+
 def unsound(frame) -> bool:
     """Whether an exception raised just here, where no signal can, makes CPython restore a wrong exception state.
 
@@ -180,7 +184,7 @@ def swept(monkeypatch):
     """gc.collect() looks only at what the test made, and what a __del__ method was left by is not reported."""
 
     def ignore(unraisable):
-        if not issubclass(unraisable.exc_type, (KeyboardInterrupt, Bare)):
+        if not issubclass(unraisable.exc_type, (KeyboardInterrupt, Bare, Alarm)):
             report(unraisable)
 
     report = sys.unraisablehook
