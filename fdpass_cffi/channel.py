@@ -115,12 +115,14 @@ class Ends:
         if isinstance(error, (ProtocolError, LocalProtocolError)):
             self._incoming.fault = error
             self._shut()
-        elif self._sock is None:  # closed by a signal handler, amid a receive
-            self._incoming.discard()
+        elif self._sock is None:  # closed by a signal handler, amid this recv
+            self._incoming.close()
 
     def _give_back(self, message: Message) -> list[int]:
         """The message of a recv that an exception struck at its very `return`."""
         self._incoming.back.append(message)
+        if self._sock is None:
+            self._incoming.close()
         return []
 
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from kernel import needs_credentials, needs_passrights, needs_pidfd
 from support import (
+    PYPY,
     STRIDE,
     alarm,
     close,
@@ -29,7 +30,7 @@ from support import (
     run_child,
 )
 from test_sendall import refusing
-from test_sweep import Alarm, interrupted, swept  # noqa: F401 - a fixture
+from test_sweep import Alarm, Tracer, interrupted, swept  # noqa: F401 - a fixture
 
 KINDS = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -927,6 +928,33 @@ def test_an_exception_in_a_call_that_fails_ends_its_turn(fdpass, polls, swept): 
                 stuck += [n] * len(turn)
                 turn.clear()
     assert len(stuck) < 4, stuck
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
+@pytest.mark.parametrize("waiting", ["alone", "several", "padded"])
+def test_a_handler_that_closes_the_channel_anywhere_in_recv(fdpass, waiting, swept):  # noqa: F811
+    """Whatever boundary it comes at, and raises, the closed channel keeps no descriptor."""
+    folder = os.path.dirname(fdpass.__file__)
+    with descriptors(1) as made:
+        for n in range(1, 3000, STRIDE):
+            with channels(fdpass) as (a, b):
+                WAITING[waiting](a, made)
+                a.close()
+                before = open_numbers() - {b.fileno()}
+
+                def act(b=b):
+                    b.close()
+                    raise KeyboardInterrupt
+
+                tracer = Tracer(folder, n, act)
+                with suppress(KeyboardInterrupt):
+                    tracer.run(b.recv).close()
+                b.close()
+                if open_numbers() - before and PYPY:
+                    gc.collect()
+                assert not open_numbers() - before, n
+                if tracer.seen < n:
+                    break
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm])
