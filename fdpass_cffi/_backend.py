@@ -81,5 +81,4 @@ def _layout() -> Layout:
 
 
 LAYOUT = _layout()
-CONSTANTS = _platform.constants(SYSTEM, MACHINE)
-CONSTANTS.update({name: int(getattr(socket, name)) for name in CONSTANTS if hasattr(socket, name)})
+CONSTANTS = _platform.as_told(_platform.constants(SYSTEM, MACHINE), socket)

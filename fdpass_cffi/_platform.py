@@ -96,6 +96,11 @@ def constants(os_name: str, machine: str) -> dict[str, int]:
     return table
 
 
+def as_told(table: dict[str, int], module: object) -> dict[str, int]:
+    """The table, with the numbers that a module, `socket`, has of its names."""
+    return {name: int(getattr(module, name, number)) for name, number in table.items()}
+
+
 class Kernel:
     """What a kernel does with descriptors otherwise than Linux (there: all False), by XNU's and the BSDs' sources.
 

@@ -16,6 +16,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 4 /* on every Linux; glibc has had it since 2.39 */
+#endif
+
 static union { struct cmsghdr align; char bytes[16384]; } control;
 static size_t used;
 static int sock;
@@ -71,7 +75,7 @@ static int attack(const char *name)
     else if (IS("foreign-type")) { rights(null, 1); item(SOL_SOCKET, 999, "junk", 4); }
     else if (IS("credentials")) { credentials(); rights(null, 2); }
     else if (IS("credentials-after")) { rights(null, 2); credentials(); }
-    else if (IS("scm-pidfd")) { rights(null, 1); item(SOL_SOCKET, 4, &null, sizeof null); }
+    else if (IS("scm-pidfd")) { rights(null, 1); item(SOL_SOCKET, SCM_PIDFD, &null, sizeof null); }
     else if (IS("short-length")) { rights(null, 1); ((struct cmsghdr *)control.bytes)->cmsg_len = 3; }
     else if (IS("long-length")) { rights(null, 1); ((struct cmsghdr *)control.bytes)->cmsg_len = 1 << 20; }
     else if (IS("odd-length")) { rights(null, 2); ((struct cmsghdr *)control.bytes)->cmsg_len -= 3; }

@@ -12,7 +12,12 @@ from kernel import room_for
 from other_kernels import DARWIN, FREEBSD, NETBSD, OPENBSD, SYSTEMS, load
 from support import close, descriptors, identities, open_numbers, pair
 
-LEVEL, RIGHTS = 0xFFFF, 1  # SOL_SOCKET and SCM_RIGHTS of all four
+from fdpass_cffi import _platform
+
+# The same on all four
+LEVEL, RIGHTS, CTRUNC = (
+    _platform.constants(DARWIN, "arm64")[name] for name in ("SOL_SOCKET", "SCM_RIGHTS", "MSG_CTRUNC")
+)
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -80,7 +85,7 @@ def test_what_was_not_asked_for_is_closed(other):
         other.send_fds(a, [b"data"], sent)
         _, fds, flags, _ = other.recv_fds(b, 100, 2)
         close(fds)
-        assert (2, 0x20) == (len(fds), flags)
+        assert (2, CTRUNC) == (len(fds), flags)
 
 
 @pytest.mark.parametrize("room", ["none", "less than a header", "a header", "one", "two", "all"])
@@ -107,7 +112,7 @@ def test_a_small_control_buffer_leaks_nothing(other, room, into):
             assert {"one": 1, "two": 2, "all": 4}.get(room, 0) == len(fds)
         else:
             assert (4 if room == "all" else 0) == len(fds)
-        assert (0 if room == "all" else 0x20) == flags
+        assert (0 if room == "all" else CTRUNC) == flags
 
 
 @pytest.mark.parametrize("into", [False, True])
@@ -268,3 +273,11 @@ def test_what_only_linux_has_is_refused(other):
         b.setblocking(False)
         with pytest.raises(BlockingIOError):
             b.recv(1)
+
+
+def test_there_is_room_for_all_that_darwin_installs():
+    """512 descriptors in one message, which XNU takes, and a timestamp fit in every buffer that it writes them to."""
+    other = load(DARWIN)
+    layout = other._backend.LAYOUT
+    most = layout.cmsg_space(4 * 512) + layout.cmsg_space(16)
+    assert most <= other._darwin.ROOM <= other._scratch.CONTROL_ROOM

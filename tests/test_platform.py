@@ -12,6 +12,7 @@ import runpy
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PACKAGE
@@ -255,6 +256,8 @@ def test_constants_have_the_figures(system, machine, expected):
     assert expected == {name: table.get(name) for name in expected}
 
 
+ROOT = Path(__file__).parent.parent
+SOURCES = "fdpass_cffi", "tests", "bench", "examples", "fuzz"
 NUMBERED = re.compile(r"_?(SOL|SO|SOCK|MSG|SCM|LOCAL)_[A-Z]+")
 
 
@@ -291,6 +294,33 @@ def test_numbers_of_sockets_are_in_the_table_alone(tmp_path):
     assert expected == {name: names for name, names in given.items() if names}
 
 
+def test_numbers_come_from_socket_where_it_has_them():
+    """The table is for the names that it lacks."""
+    module = SimpleNamespace(SO_PASSCRED=4711)
+    assert {"SO_PASSCRED": 4711, "SCM_RIGHTS": 1} == _platform.as_told({"SO_PASSCRED": 16, "SCM_RIGHTS": 1}, module)
+
+
+def options_given(path: Path) -> list[int]:
+    """The lines of calls of getsockopt and setsockopt whose level or option is a number that is written there."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] in ("getsockopt", "setsockopt")
+        and any(is_number(argument) and argument.value for argument in node.args[:2])
+    ]
+
+
+def test_options_have_names(tmp_path):
+    """No call of the project gives a socket option or its level as a number."""
+    bad = tmp_path / "bad.py"
+    bad.write_text("setsockopt(fd, 10, 1)\ns.getsockopt(SOL_SOCKET, 3)\nx.setsockopt(SOL_SOCKET, SO_SNDBUF, 1)\n")
+    assert [1, 2] == options_given(bad)
+    paths = [path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")]
+    assert len(paths) > 80
+    assert {} == {path.name: lines for path in paths if (lines := options_given(path))}
+
+
 def test_every_supported_system_has_figures():
     """No system is called supported whose layout, macros and constants were not compared above."""
     assert set(SUPPORTED) == {system for system, *_ in MACROS} == {system for system, *_ in CONSTANTS}
@@ -322,7 +352,32 @@ def test_no_module_needs_a_constant_that_a_platform_lacks(system):
     assert set() == names - set(_platform.constants(system, "amd64"))
 
 
-ROOT = Path(__file__).parent.parent
+def skips_without_a_reason(path: Path) -> list[int]:
+    """The lines of skips that say no reason, or that ask for a processor or the lab themselves."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = ast.unparse(node) if isinstance(node, (ast.Call, ast.Attribute)) else ""
+        if isinstance(node, ast.Attribute) and text == "pytest.mark.skip":
+            found.append(node.lineno)
+        elif isinstance(node, ast.Call) and text.startswith("pytest.mark.skipif("):
+            condition = ast.unparse(node.args[0])
+            if "reason" not in {keyword.arg for keyword in node.keywords} or re.search("machine|byteorder", condition):
+                found.append(node.lineno)
+        elif isinstance(node, ast.Call) and text.startswith("pytest.skip(") and not (node.args or node.keywords):
+            found.append(node.lineno)
+    return found
+
+
+def test_every_skip_has_its_reason(tmp_path):
+    """No test is left out without a word, nor for the name of a processor."""
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "@pytest.mark.skip\ndef a(): pytest.skip()\n@pytest.mark.skipif(x)\ndef b(): 1\n"
+        "@pytest.mark.skipif(os.uname().machine == 's390x', reason='big')\ndef c(): pytest.skip('why')\n"
+    )
+    assert [1, 2, 3, 5] == sorted(skips_without_a_reason(bad))
+    found = {path.name: skips_without_a_reason(path) for path in (ROOT / "tests").glob("*.py")}
+    assert {} == {name: lines for name, lines in found.items() if lines}
 
 
 def test_contributing_lists_what_emulation_leaves_out():
