@@ -188,8 +188,9 @@ if BuildHookInterface is not None:
             """Compile, and say where in the wheel the module goes and whom the wheel fits."""
             if self.target_name != "wheel" or version == "editable":
                 return
-            if hindrance():
-                raise RuntimeError(f"{hindrance()}: build without HATCH_BUILD_HOOK_ENABLE_CUSTOM, nothing needs it")
+            why = hindrance()
+            if why:
+                raise RuntimeError(f"{why}: build without HATCH_BUILD_HOOK_ENABLE_CUSTOM, nothing needs it")
             self._folder = tempfile.TemporaryDirectory()
             module = build_api(Path(self._folder.name))
             build_data["force_include"][str(module)] = f"{PACKAGE}/{module.name}"

@@ -136,7 +136,7 @@ class AsyncChannel(Ends):
                     except BlockingIOError:
                         await self._ready(anyio.wait_readable)
                         self._live()
-                if incoming.staged is message:
+                if incoming.staged is message:  # `taken`, without a call of it
                     incoming.staged = None
                 else:
                     incoming.taken(message)

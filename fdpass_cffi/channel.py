@@ -254,7 +254,7 @@ class Channel(Ends):
                             deadline = self._in_time(deadline)
                     except BlockingIOError as error:
                         deadline = self._wait(deadline, error)
-                if incoming.staged is message:
+                if incoming.staged is message:  # `taken`, without a call of it
                     incoming.staged = None
                 else:
                     incoming.taken(message)

@@ -98,8 +98,9 @@ def sdist(source, tmp_path_factory):
 @pytest.fixture(scope="session")
 def compiled(sdist, tmp_path_factory):
     """The wheel that `pip wheel` builds of the source archive when it is told to compile."""
-    if build_ffi.hindrance() or not Path(sysconfig.get_path("include"), "Python.h").exists():
-        pytest.skip(build_ffi.hindrance() or "there is no Python.h here")
+    why = build_ffi.hindrance()
+    if why or not Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip(why or "there is no Python.h here")
     for module in ("cffi", "setuptools"):  # not imported: setuptools changes what `import distutils` means
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"compiling takes {module}")
