@@ -44,6 +44,7 @@ from ._scratch import (
     MSG_CMSG_CLOEXEC,
     NAMELEN,
     NOT_ARRIVED,
+    PYPY,
     Block,
     incoming,
     incoming_pool,
@@ -51,8 +52,8 @@ from ._scratch import (
 from ._sock import MSG_DONTWAIT, os_error, take_errno
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
 from .fd import OwnedFd, adopt, adopt_shared, close_owned
-from .frames import HEADER_SIZE, Decoder, only_payload, read_header
-from .message import LOST, MSG_PEEK, MSG_TRUNC, Message, recv_message
+from .frames import HEADER_SIZE, PLAIN, PLAIN_HEADERS, Decoder, only_payload, read_header
+from .message import LOST, MSG_PEEK, MSG_TRUNC, Message, plain_message, recv_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,16 +61,19 @@ if TYPE_CHECKING:
 
     Frame = tuple[bytes, list[OwnedFd]]
     # How many bytes were peeked, the descriptors that came with them, and the bytes once they are off the queue. Or
-    # these are in the data of a block, whose beginning is UNREAD until then.
-    Peeked = tuple[int, list[OwnedFd], Union[list[bytes], Block]]
+    # these are in the data of a block, or in a bytearray, whose beginning is UNREAD until then.
+    Record = Union[list[bytes], Block, bytearray]
+    Peeked = tuple[int, list[OwnedFd], Record]
 
 LARGE = 1 << 18  # bytes of one receive in the middle of a large frame; about what the kernel's buffer holds
 MOST_FDS = 1000  # of one receive: no kernel takes as many in a message
 peek_pool: list[Block] = []  # blocks whose iov_len is INCOMING_DATA
 NO_FDS: list[int] = []  # which nobody fills
+NO_OWNERS: list[OwnedFd] = []
+LOOKS = LINUX and not PYPY  # whose recvmsg is slow
 PEEKING = MSG_PEEK | MSG_CMSG_CLOEXEC
 PEEKING_NOW = PEEKING | MSG_DONTWAIT
-UNREAD = -1  # in the first four bytes: no frame that fits into a block begins like this
+UNREAD = 255  # the first byte: no frame that fits into a block begins like this
 _read = os.read
 TABLES = {"table-full": EMFILE, "system-table-full": ENFILE}
 
@@ -85,9 +89,13 @@ class Incoming:
         "fd",
         "given",
         "into",
+        "look",
         "max_data",
         "max_fds",
+        "memory",
+        "most",
         "packets",
+        "plain",
         "reading",
         "staged",
     )
@@ -104,6 +112,10 @@ class Incoming:
         self.fault: OSError | ValueError | None = None
         self.back: list[Message] = []  # whose recv was left by an exception
         self.into: Any  # recv_into of its socket, which Ends knows only when the limits here are right
+        self.look: Any  # its recvmsg
+        self.plain = False  # the last frame was small and had no descriptors, and so will be the next
+        self.most = min(PLAIN, HEADER_SIZE + max_data)  # bytes of such a frame
+        self.memory = bytearray(PLAIN)  # where it is read into
         # A receive on its way into the decoder, or a message that needs none.
         self.staged: Peeked | Taken | Message | None = None
 
@@ -122,6 +134,25 @@ class Incoming:
         if not self.between:
             return self.decoded(flags)
         # A frame that is all there is in the socket, by far the most frequent, spares the decoder.
+        if self.plain and not timeout:
+            data, _, msg_flags, _ = self.look(PLAIN, 0, MSG_PEEK | MSG_DONTWAIT if flags else MSG_PEEK)
+            got = len(data)
+            if HEADER_SIZE <= got <= self.most and not msg_flags and data.startswith(PLAIN_HEADERS[got - HEADER_SIZE]):
+                memory = self.memory
+                memory[0] = UNREAD
+                self.staged = got, NO_OWNERS, memory
+                read = self.into(memory, got, flags)
+                if read == got and memory.startswith(data):
+                    message = self.staged = plain_message(data[HEADER_SIZE:], [])
+                    return message
+                self.staged = got, [], [bytes(memory[:read])]
+                self.feed()
+                return self.decoded(flags)
+            self.plain = False
+        return self.peeked(flags, timeout)
+
+    def peeked(self, flags: int, timeout: float | None) -> Message | None:
+        """`next`, with room for descriptors."""
         block = None
         eaten: list[bytes] | None = None
         numbers: list[int] | None = None
@@ -162,7 +193,7 @@ class Incoming:
                 eaten = []
                 self.staged = got, fds, eaten
             else:
-                ints[HEAD] = UNREAD
+                block.octets[HEAD] = UNREAD
                 self.staged = got, fds, block
         except BaseException:
             abandon(block, numbers, peek_pool)
@@ -171,7 +202,8 @@ class Incoming:
         if eaten is None:
             read = self.into(data, got, flags)
             if read == got and (not ints[COUNT] if not fds else read_header(data) == (size, count)):
-                message = self.staged = Message(data[HEADER_SIZE:got], fds)
+                self.plain = LOOKS and not fds and got <= PLAIN
+                message = self.staged = plain_message(data[HEADER_SIZE:got], fds)
                 peek_pool.append(block)
                 return message
             self.staged = got, fds, [data[0:read]]
@@ -179,7 +211,7 @@ class Incoming:
             eaten.extend(map(_read, self.reading, (got,)))
             payload = only_payload(eaten[0], len(fds), self.max_data)
             if payload is not None:
-                return Message(payload, fds)
+                return plain_message(payload, fds)
         self.feed()
         return self.decoded(flags)
 
@@ -190,7 +222,7 @@ class Incoming:
             self.fill(flags)
             return None
         self.given = frame
-        return Message(frame[0], frame[1])
+        return plain_message(frame[0], frame[1])
 
     def taken(self, message: Message) -> None:
         """The message that `next` gave is the caller's now."""
@@ -307,9 +339,12 @@ class Incoming:
         if isinstance(staged, Taken):
             incoming_pool.append(staged.block)
 
-    def eaten(self, size: int, fds: list[OwnedFd], record: list[bytes] | Block) -> tuple[bytes, list[OwnedFd]]:
+    def eaten(self, size: int, fds: list[OwnedFd], record: Record) -> tuple[bytes, list[OwnedFd]]:
         """The (data, descriptors) of a receive that was peeked and read."""
-        parts: list[bytes] = [record.data[0:size]] if isinstance(record, Block) else record
+        if isinstance(record, list):
+            parts = record
+        else:
+            parts = [bytes(record[0:size]) if isinstance(record, bytearray) else record.data[0:size]]
         data = parts[0]
         while len(data) < size and not self.packets and parts[-1]:
             parts.extend(map(_read, (self.fd,), (size - len(data),)))
@@ -363,9 +398,11 @@ class Incoming:
         close_owned(self.decoder.drain())
 
 
-def is_read(record: list[bytes] | Block) -> bool:
+def is_read(record: Record) -> bool:
     """Whether the bytes that were peeked are off the queue."""
-    return bool(record.ints[HEAD] != UNREAD) if isinstance(record, Block) else bool(record)
+    if isinstance(record, list):
+        return bool(record)
+    return bool((record[0] if isinstance(record, bytearray) else record.octets[HEAD]) != UNREAD)
 
 
 def bare(head: bytes) -> bool:

@@ -6,6 +6,7 @@ The fields are reached through views of the whole, as in a Block; `Vector` says 
 from __future__ import annotations
 
 from array import array
+from itertools import accumulate
 
 from ._backend import CMSGHDR, LAYOUT, MMSGHDR, MSGHDR, WORD, ffi
 from ._scratch import LEN, NAME_ROOM, PYPY
@@ -95,7 +96,8 @@ class Vector:
             view = memoryview(self.bytes).cast("B")
             self.ints, self.words = view.cast("i"), view.cast("L")
         self.lens: Any = self.words if LEN == WORD else self.ints
-        self.kept: object = None  # memory that the entries point to
+        self.texts: Any = b""  # the memory that `lay_out` has pointed the iovecs at
+        self.sizes: list[int] = []  # and what for
         self._link(named)
 
     def header_ints(self, field: int, n: int) -> list[int]:
@@ -118,6 +120,14 @@ class Vector:
         put_column(self.words, CONTROL, step, evenly(base + self.controls, self.control, n))
         if named:
             put_column(self.words, NAME, step, evenly(base + self.names, NAME_ROOM, n))
+
+    def lay_out(self, sizes: list[int]) -> None:
+        """Point the first iovecs at the parts of `texts`, which have these sizes and follow each other."""
+        memory = ffi.new("char[]", sum(sizes))
+        starts = accumulate(sizes[:-1], initial=int(ffi.cast("size_t", memory)))
+        put_column(self.words, self.iovecs // WORD, IOVEC // WORD, array("L", starts))
+        put_column(self.words, self.iovecs // WORD + 1, IOVEC // WORD, array("L", sizes))
+        self.texts, self.sizes = ffi.buffer(memory), sizes
 
     def point(self, i: int, address: int, size: int) -> None:
         """Entry i's iovec."""

@@ -10,7 +10,7 @@ import sys
 from array import array
 from errno import EINVAL, EOPNOTSUPP
 from functools import partial
-from itertools import accumulate, takewhile
+from itertools import takewhile
 
 from . import _vector as v
 from ._arguments import buffer_size, c_int, integer, most_fds
@@ -34,7 +34,7 @@ from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, f
 from ._truncated import truncated
 from .errors import TruncatedError
 from .fd import adopt, close_cells, close_owned, owners
-from .message import LOST, MSG_TRUNC, NOBODY, Message, drop_failed, ends, lost, put_other, recv_message
+from .message import LOST, MSG_TRUNC, NOBODY, Message, drop_failed, ends, lost, plain_message, put_other, recv_message
 from .sendall import Sending, tell
 
 TYPE_CHECKING = False
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 MSG_WAITFORONE = CONSTANTS.get("MSG_WAITFORONE", 0)  # off Linux a loop is used
 SHOWN = ~MSG_CMSG_CLOEXEC
-PAIRS = frozenset((tuple, list))
 LEN_CODE = "L" if LEN == WORD else "i"
 NOT_UNIX = "sock is not an AF_UNIX socket: descriptors do not pass over any other"
 lib_sendmmsg = getattr(lib, "sendmmsg", None) if LINUX else None
@@ -116,8 +115,7 @@ def send_uniform(
 ) -> int:
     """`dispatch` of what `uniform` made, whose vector goes back to its pool."""
     sent = dispatch(sock, fd, vector, datas, first, flags)
-    if len(_one_each) < KEPT:
-        vector.kept = None
+    if len(_one_each) < KEPT and len(vector.texts) <= POOLED:
         _one_each.append(vector)
     return sent
 
@@ -179,25 +177,28 @@ def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes]] | None:
     The fields are set by columns, in C. What is done here for each message is a list comprehension, since PyPy's JIT
     compiles one by itself, and gives up on a caller's loop into which too much was put.
     """
-    if not given or not PAIRS.issuperset(map(type, given)):
-        return None
     try:
-        fds = [fds[0] for data, fds in given if type(fds) is list and len(fds) == 1 and type(data) is bytes]
-        datas = [data for data, _ in given]
-        sizes = [len(data) for data in datas]
-        plain = len(fds) == len(datas) and {int}.issuperset(map(type, fds))
-        if not plain or min(fds) < 0 or min(sizes) < 1 or max(sizes) > OUTGOING_DATA:
+        fds = [
+            fds[0]
+            for pair in given
+            if type(pair) is tuple
+            for data, fds in (pair,)
+            if type(fds) is list and len(fds) == 1 and type(fds[0]) is int and type(data) is bytes
+        ]
+        if len(fds) < len(given) or not given or min(fds) < 0:
             return None
         numbers = array("i", fds)
     except (TypeError, ValueError, OverflowError):
         return None
+    datas = [data for data, _ in given]
+    sizes = [len(data) for data in datas]
     vector = one_each_vector(len(datas))
-    memory = ffi.from_buffer("char[]", b"".join(datas))
-    starts = accumulate(sizes[:-1], initial=int(ffi.cast("size_t", memory)))
-    v.put_column(vector.words, vector.iovecs // WORD, v.IOVEC // WORD, array("L", starts))
-    v.put_column(vector.words, vector.iovecs // WORD + 1, v.IOVEC // WORD, array("L", sizes))
+    if sizes != vector.sizes:
+        if min(sizes) < 1 or max(sizes) > OUTGOING_DATA:
+            return None
+        vector.lay_out(sizes)
+    vector.texts[0 : sum(sizes)] = b"".join(datas)
     v.put_column(vector.ints, vector.controls // 4 + v.CMSG_DATA, vector.control // 4, numbers)
-    vector.kept = memory
     return vector, datas
 
 
@@ -365,6 +366,7 @@ def whole(found: list[Message | TruncatedError]) -> list[Message]:
 _pool: list[tuple[tuple[int, int, int], v.Vector, bytes]] = []
 OTHER_ROOM = 1024  # bytes for credentials, a pidfd, timestamps and a security label
 POOLED, KEPT = 1 << 20, 8  # bytes: a larger vector is not kept; nor more of them than this
+GATHERED = 1 << 14  # bytes: slices of so little are cheaper taken from a copy of it than from a cffi buffer
 
 
 class Arrivals:
@@ -419,23 +421,30 @@ class Arrivals:
         ones = self.one_each(got) if most else None
         entries = [self.entry(i) for i in range(got)] if ones is None else []
         self.fds = fds = ones if ones is not None else [one for part in entries for one in part[0] + part[1]]
-        sizes = vector.header_ints(v.MSG_LEN // 4, got)
-        memory, size = vector.bytes, self.size
-        starts = range(vector.datas, len(memory) + got, vector.data or 1)
-        datas = [memory[at : at + (n if n < size else size)] for at, n in zip(starts, sizes)]
+        datas = self.datas(got)
         flagged, namelens = vector.header_ints(v.FLAGS, got), vector.header_ints(v.NAMELEN, got)
         if (
             ones is not None and flagged == [MSG_CMSG_CLOEXEC] * got and namelens == [0] * got
         ):  # by far the most frequent
             self.keep()
             self.cells = cells = [[one] for one in fds]  # now these have them
-            return [Message(data, [owner]) for data, owner in zip(datas, owners(cells))]
+            return [plain_message(data, [owner]) for data, owner in zip(datas, owners(cells))]
         shown = [one & SHOWN for one in flagged]
         addresses = [self.address(sock, fd, i, n) if n else None for i, n in enumerate(namelens)]
         left = [self.room - used for used in vector.header_lens(v.CONTROLLEN, got)]
         self.keep()
         entries = entries or [([one], [], None) for one in fds]
         return self.mixed(sock, fd, entries, datas, shown, addresses, left, most, flags)
+
+    def datas(self, got: int) -> list[bytes]:
+        """The bytes of each message."""
+        vector, size = self.vector, self.size
+        memory, step = vector.bytes, vector.data or 1
+        starts = range(vector.datas, vector.datas + got * step, step)
+        if got * step <= GATHERED:
+            memory, starts = memory[vector.datas : vector.datas + got * step], range(0, got * step, step)
+        sizes = vector.header_ints(v.MSG_LEN // 4, got)
+        return [memory[at : at + (n if n < size else size)] for at, n in zip(starts, sizes)]
 
     def one_each(self, got: int) -> list[int] | None:
         """The descriptors, if each entry brought one SCM_RIGHTS item with one descriptor and nothing else."""

@@ -80,6 +80,7 @@ class Ends:
         setsockopt(fd, SO_OOBINLINE, 1)
         self._fd = fd
         self._incoming.into = Socket.recv_into.__get__(self._sock)
+        self._incoming.look = Socket.recvmsg.__get__(self._sock)
         self._outgoing = Outgoing(self._sock, fd, kind == SOCK_SEQPACKET, max_data, max_fds)
 
     def fileno(self) -> int:
