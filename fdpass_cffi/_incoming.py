@@ -52,7 +52,7 @@ from ._scratch import (
 from ._sock import MSG_DONTWAIT, os_error, take_errno
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
 from .fd import OwnedFd, adopt, adopt_shared, close_owned
-from .frames import HEADER_SIZE, PLAIN, PLAIN_HEADERS, Decoder, only_payload, read_header
+from .frames import HEADER_SIZE, LITTLE, PLAIN_HEADERS, Decoder, only_payload, read_header
 from .message import LOST, MSG_PEEK, MSG_TRUNC, Message, plain_message, recv_message
 
 TYPE_CHECKING = False
@@ -114,8 +114,8 @@ class Incoming:
         self.into: Any  # recv_into of its socket, which Ends knows only when the limits here are right
         self.look: Any  # its recvmsg
         self.plain = False  # the last frame was small and had no descriptors, and so will be the next
-        self.most = min(PLAIN, HEADER_SIZE + max_data)  # bytes of such a frame
-        self.memory = bytearray(PLAIN)  # where it is read into
+        self.most = min(LITTLE, HEADER_SIZE + max_data)  # bytes of such a frame
+        self.memory = bytearray(LITTLE)  # where it is read into
         # A receive on its way into the decoder, or a message that needs none.
         self.staged: Peeked | Taken | Message | None = None
 
@@ -135,7 +135,7 @@ class Incoming:
             return self.decoded(flags)
         # A frame that is all there is in the socket, by far the most frequent, spares the decoder.
         if self.plain and not timeout:
-            data, _, msg_flags, _ = self.look(PLAIN, 0, MSG_PEEK | MSG_DONTWAIT if flags else MSG_PEEK)
+            data, _, msg_flags, _ = self.look(LITTLE, 0, MSG_PEEK | MSG_DONTWAIT if flags else MSG_PEEK)
             got = len(data)
             if HEADER_SIZE <= got <= self.most and not msg_flags and data.startswith(PLAIN_HEADERS[got - HEADER_SIZE]):
                 memory = self.memory
@@ -172,13 +172,15 @@ class Incoming:
                 return None
             if not lens[CONTROLLEN]:
                 numbers = NO_FDS
+                lost = block.octets[LOW_FLAGS] & LOST
             elif block.head[:] == block.usual:
                 numbers = [ints[CMSG_DATA]]
+                lost = 0
             else:
                 numbers = only_item(block)
+                lost = block.octets[LOW_FLAGS] & LOST
                 if numbers is None:
                     numbers, got = arrived(block), 0  # and so for the decoder
-            lost = block.octets[LOW_FLAGS] & LOST
             ints[NAMELEN] = NOT_ARRIVED
             if lost or not HEADER_SIZE <= got < INCOMING_DATA or (numbers and len(numbers) > self.max_fds):
                 peek_pool.append(block)
@@ -202,7 +204,7 @@ class Incoming:
         if eaten is None:
             read = self.into(data, got, flags)
             if read == got and (not ints[COUNT] if not fds else read_header(data) == (size, count)):
-                self.plain = LOOKS and not fds and got <= PLAIN
+                self.plain = LOOKS and not fds and got <= LITTLE
                 message = self.staged = plain_message(data[HEADER_SIZE:got], fds)
                 peek_pool.append(block)
                 return message

@@ -27,7 +27,7 @@ from ._scratch import (
 from ._send import MSG_NOSIGNAL, explain, gather, lib_sendmsg, pack_fds, put_rights
 from ._sock import INT_MAX, Socket, getsockopt, os_error, take_errno
 from .errors import raised_in
-from .frames import HEADER_SIZE, MAX_PACKET, PER_MESSAGE, PLAIN, PLAIN_HEADERS, encode, header
+from .frames import HEADER_SIZE, LITTLE, LITTLE_HEADERS, MAX_PACKET, PER_MESSAGE, PLAIN_HEADERS, encode, header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Outgoing:
         if type(data) is bytes and len(data) <= self.most:  # and with at most one descriptor: the most frequent
             size = HEADER_SIZE + len(data)
             if not fds and not timeout:
-                frame = (PLAIN_HEADERS[len(data)] if size <= PLAIN else header(len(data), 0)) + data
+                frame = (PLAIN_HEADERS[len(data)] if size <= LITTLE else header(len(data), 0)) + data
                 try:
                     sent = self.send(frame, flags | MSG_NOSIGNAL)  # half the time of lib_sendmsg
                 except OSError as error:
@@ -98,7 +98,8 @@ class Outgoing:
                 return None if sent == size else self.rest(frame, -1, sent, results)
             fd: Any = fds[0] if fds else -1
             if not fds or (len(fds) == 1 and type(fd) is int and 0 <= fd <= INT_MAX and data and self.max_fds):
-                frame = header(len(data), len(fds)) + data
+                head = LITTLE_HEADERS[len(fds)][len(data)] if size <= LITTLE else header(len(data), len(fds))
+                frame = head + data
                 _audit("socket.sendmsg", self.sock, None)
                 try:
                     block = outgoing_pool.pop()

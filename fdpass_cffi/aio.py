@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
 SHORT_PAUSE = 0.1  # seconds until the next accept when the table is full
-TURN = 64  # operations without a wait, until other tasks get their turn
+TURN = 128  # operations without a wait, until other tasks get their turn
 NOW = float("-inf")  # the deadline of what is cancelled
 _log = logging.getLogger(__name__)
 _calls = count(1)  # of the drop-ins, in all tasks: who always finds something to do comes to a multiple of TURN

@@ -44,8 +44,10 @@ _SMALL = 4096  # pieces below this are gathered: a peer that trickles must not c
 _HEADER = Struct(">II")
 header = _HEADER.pack  # (payload length, descriptor count): what a frame begins with
 read_header = _HEADER.unpack_from
-PLAIN = 472  # bytes of a small frame without descriptors; a `bytes` of no more is the quickest to make on CPython
-PLAIN_HEADERS = [header(size, 0) for size in range(PLAIN - HEADER_SIZE + 1)]
+LITTLE = 472  # bytes of a frame; a `bytes` of no more is the quickest to make on CPython
+PLAIN_HEADERS, _ = LITTLE_HEADERS = [
+    [header(size, count) for size in range(LITTLE - HEADER_SIZE + 1)] for count in (0, 1)
+]
 
 
 def _between(name: str, value: int, low: int, high: int) -> int:
