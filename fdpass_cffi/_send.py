@@ -34,12 +34,13 @@ from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Union
 
     from ._sock import FileDescriptorLike
 
     Buffer = Union[bytes, bytearray, memoryview, array[Any]]
+    Packer = tuple[Callable[..., None], int, int, int]
     ControlMessages = Iterable[tuple[int, int, Buffer]]
 
 MSG_NOSIGNAL, MSG_OOB = CONSTANTS["MSG_NOSIGNAL"], CONSTANTS["MSG_OOB"]
@@ -47,6 +48,9 @@ MSG_ZEROCOPY = CONSTANTS.get("MSG_ZEROCOPY", 0)
 SOCK_STREAM = int(socket.SOCK_STREAM)
 IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
+MANY = 512  # the most that any kernel takes
+DATA_AT = LAYOUT.data
+packers: dict[int, Packer] = {}
 _PACKED = (struct.pack("i", 0), struct.pack("i", 1))
 LOW_BYTE = 0 if sys.byteorder == "little" else 3
 if PYPY:
@@ -219,12 +223,46 @@ def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
         raw = _pack_ints(given)
     except (TypeError, OverflowError, struct.error):
         return _pack_ints([descriptor(item, f"{name}[{i}]") for i, item in enumerate(given)])
-    # What packs well and is still refused: bools, and negative ints, whose high byte is no ASCII.
+    refuse(raw, given, name)
+    return raw
+
+
+def refuse(raw: bytes, given: Sequence[FileDescriptorLike], name: str = "fds") -> None:
+    """Raise for what packs well and is no descriptor: bools, and negative ints, whose high byte is no ASCII."""
     low = raw[LOW_BYTE::4]
     if (0 in low and _holds(raw, low, 0)) or (1 in low and _holds(raw, low, 1)) or not raw[3 - LOW_BYTE :: 4].isascii():
         for i, item in enumerate(given):
             descriptor(item, f"{name}[{i}]")
-    return raw
+
+
+def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, object]:
+    """`pack_fds` and `put_rights`, right into the block where there is room; what both of them give.
+
+    After the 253 calls of close(2) that come before the next message, all that this looks at has left the caches.
+    """
+    count = len(given)
+    if count and count <= MANY and not PYPY:
+        ready = packers.get(count) or packer(count)
+        try:
+            ready[0](block.control, DATA_AT, *given)
+        except (TypeError, OverflowError, struct.error):
+            pass
+        else:
+            _, length, block.lens[CONTROLLEN], end = ready
+            block.lens[CMSG_LEN] = length
+            raw: bytes = block.control[DATA_AT:end]
+            refuse(raw, given)
+            return raw, None
+    raw = pack_fds(given)
+    return raw, put_rights(block, raw)
+
+
+def packer(count: int) -> Packer:
+    """How to pack `count` descriptors into a control buffer: pack_into, cmsg_len, msg_controllen, their end there."""
+    size = 4 * count
+    ready = c_ints(count).pack_into, LAYOUT.cmsg_len(size), LAYOUT.cmsg_space(size), DATA_AT + size
+    packers[count] = ready
+    return ready
 
 
 def put_rights(block: Block, raw: bytes) -> object:

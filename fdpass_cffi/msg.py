@@ -71,7 +71,7 @@ from ._send import (
     pack_fds,
     put_address,
     put_control,
-    put_rights,
+    put_fds,
     scatter,
     transmit,
     transmit_again,
@@ -153,8 +153,7 @@ def send_fds(
         block.ints[CMSG_DATA] = one
     else:
         given = fds if type(fds) is list else each("fds", fds, "descriptors")
-        raw = pack_fds(given)
-        big = put_rights(block, raw)
+        raw, big = put_fds(block, given)
         if big is not None:
             keep = keep, big
     if domain != AF_UNIX or not size or flags & MSG_OOB:
