@@ -32,6 +32,8 @@ from support import (
 from test_sendall import refusing
 from test_sweep import Alarm, Tracer, interrupted, swept  # noqa: F401 - a fixture
 
+from fdpass_cffi.frames import HEADER_SIZE, LITTLE
+
 KINDS = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -283,6 +285,125 @@ def test_a_stream_that_somebody_else_reads(fdpass, data):
             b.recv()
         assert b.closed
         assert open_numbers() <= before
+
+
+# After a small frame without descriptors the next is expected to be like it, and is peeked at in another way
+
+
+@both_kinds
+@pytest.mark.parametrize("burst", [1, 2, 3])
+def test_anything_may_follow_a_plain_frame(fdpass, kind, burst):
+    """Frames of any size, with and without descriptors, arrive as they are sent, some of them at once."""
+    largest = LITTLE - HEADER_SIZE
+    mixed = [(1, 0), (2, 0), (3, 1), (4, 0), (0, 0), (0, 2), (largest, 0), (largest + 1, 0), (5, 0), (5000, 0), (6, 0)]
+    mixed += [(7, 0), (largest, 3), (8, 0), (largest - 1, 0), (100_000, 0), (9, 0), (10, 254), (11, 0), (12, 0)]
+    with descriptors(2) as made, channels(fdpass, kind) as (a, b):
+        for at in range(0, len(mixed), burst):
+            some = [(os.urandom(size), (made * 127)[:count]) for size, count in mixed[at : at + burst]]
+            with running(*[lambda some=some: [a.send(*one) for one in some]]):
+                assert [(data, identities(fds)) for data, fds in some] == [contents(b.recv()) for _ in some]
+
+
+@contextmanager
+def after_plain(fdpass, kind=socket.SOCK_STREAM, **limits):
+    """As `behind`; the channel has received one plain frame."""
+    with behind(fdpass, kind, **limits) as (sock, channel):
+        sock.send(b"\0\0\0\1\0\0\0\0x")
+        assert b"x" == channel.recv().data
+        assert (not PYPY and sys.platform == "linux") == channel._incoming.plain
+        yield sock, channel
+
+
+@both_kinds
+def test_a_plain_frame_may_bring_no_descriptor(fdpass, kind):
+    """After one that brings some all the same comes a ProtocolError, and they are closed."""
+    with descriptors(2) as made, after_plain(fdpass, kind) as (sock, channel):
+        before = open_numbers()
+        socket.send_fds(sock, [b"\0\0\0\1\0\0\0\0y"], made)
+        assert b"y" == channel.recv().data
+        with pytest.raises(fdpass.ProtocolError):
+            channel.recv()
+        assert channel.closed
+        assert not open_numbers() - before
+
+
+@both_kinds
+def test_the_limit_holds_for_plain_frames(fdpass, kind):
+    """A second plain frame as long as the limit passes, and a longer one is a ProtocolError."""
+    with after_plain(fdpass, kind, max_data=3) as (sock, channel):
+        sock.send(b"\0\0\0\3\0\0\0\0abc")
+        assert b"abc" == channel.recv().data
+        sock.send(b"\0\0\0\4\0\0\0\0abcd")
+        with pytest.raises(fdpass.ProtocolError):
+            channel.recv()
+
+
+@pytest.mark.parametrize("cut", range(1, 13))
+def test_a_second_plain_frame_may_come_in_parts(fdpass, cut):
+    """Wherever it is cut; while it is not whole there is nothing to receive."""
+    frame = b"\0\0\0\5\0\0\0\0hello"
+    with after_plain(fdpass) as (sock, channel):
+        channel._sock.settimeout(0)
+        sock.send(frame[:cut])
+        with pytest.raises(BlockingIOError):
+            channel.recv()
+        sock.send(frame[cut:])
+        assert b"hello" == channel.recv().data
+
+
+@both_kinds
+def test_the_end_after_a_plain_frame(fdpass, kind):
+    """It is EOFError, again and again."""
+    with after_plain(fdpass, kind) as (sock, channel):
+        sock.close()
+        for _ in range(2):
+            with pytest.raises(EOFError):
+                channel.recv()
+
+
+@both_kinds
+@needs_credentials
+def test_credentials_after_a_plain_frame(fdpass, kind):
+    """Control data that the kernel adds to plain frames from then on is no reason to lose one."""
+    with after_plain(fdpass, kind) as (sock, channel):
+        fdpass.pass_credentials(channel)
+        for data in (b"a", b"b"):
+            sock.send(b"\0\0\0\1\0\0\0\0" + data)
+            assert data == channel.recv().data
+
+
+@both_kinds
+def test_a_full_table_after_a_plain_frame(fdpass, kind):
+    """Plain frames are received, and one with a descriptor is EMFILE and stays, as often as one tries."""
+    with descriptors(1) as made, after_plain(fdpass, kind) as (sock, channel), limited(0) as taken:
+        sock.send(b"\0\0\0\1\0\0\0\0y")
+        assert b"y" == channel.recv().data
+        socket.send_fds(sock, [b"\0\0\0\1\0\0\0\1z"], made)
+        for _ in range(2):
+            with pytest.raises(OSError) as caught:
+                channel.recv()
+            assert errno.EMFILE == caught.value.errno
+        os.close(taken.pop())
+        assert (b"z", identities(made)) == contents(channel.recv())
+
+
+def test_a_plain_frame_that_somebody_else_reads(fdpass, monkeypatch):
+    """Between the peek and the read another process has taken it: a LocalProtocolError says so, or it is the next."""
+    with after_plain(fdpass) as (sock, channel):
+        if not channel._incoming.plain:
+            pytest.skip("only where a plain frame is expected")
+        channel._sock.settimeout(0)
+        into = channel._incoming.into
+        sock.send(b"\0\0\0\1\0\0\0\0a")
+
+        def read_before(memory, size, flags):
+            assert 9 == len(channel._sock.recv(9))
+            sock.send(b"\0\0\0\0\0\0\0\0")
+            return into(memory, size, flags)
+
+        channel._incoming.into = read_before
+        with pytest.raises((fdpass.LocalProtocolError, BlockingIOError)):
+            channel.recv()
 
 
 def test_descriptors_nobody_announced(fdpass):
@@ -841,11 +962,20 @@ WAITING = {
     "large": lambda a, fds: a.send(bytes(100_000), fds),
     "padded": lambda a, fds: a.send(b"", fds * 3),
 }
+AFTER = "after-a-plain-one"  # which the next is expected to be too
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of descriptors that their list's end has closed
-@pytest.mark.parametrize(("waiting", "error"), [*((one, KeyboardInterrupt) for one in WAITING), ("alone", Alarm)])
-def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, error, swept):  # noqa: F811
+@pytest.mark.parametrize(
+    ("waiting", "error", "before"),
+    [
+        *((one, KeyboardInterrupt, "first") for one in WAITING),
+        ("alone", Alarm, "first"),
+        *((one, KeyboardInterrupt, AFTER) for one in ("bare", "alone", "several")),
+        ("bare", Alarm, AFTER),
+    ],
+)
+def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, error, before, swept):  # noqa: F811
     """Whatever boundary a recv is left at, the next one has the same message whole; or, in a few, an error says not.
 
     Those few are inside the decoder, and where only a trace function can strike.
@@ -854,8 +984,11 @@ def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, error, 
     with descriptors(1) as made:
         for n in range(1, 3000, STRIDE):
             with channels(fdpass) as (a, b):
+                if before is AFTER:
+                    a.send(b"plain")
+                    b.recv()
                 WAITING[waiting](a, made)
-                before = open_numbers()
+                numbers = open_numbers()
                 with channels(fdpass) as (c, d):
                     WAITING[waiting](c, made)
                     expected = contents(d.recv())
@@ -879,9 +1012,9 @@ def test_an_exception_anywhere_in_recv_loses_no_message(fdpass, waiting, error, 
                 else:
                     outcomes["whole" if again == expected else "lost"] += 1 if again == expected else [n]
                 b.close()
-                if open_numbers() - before:
+                if open_numbers() - numbers:
                     gc.collect()
-                assert not open_numbers() - before
+                assert not open_numbers() - numbers
     assert [] == outcomes["lost"], outcomes
     assert outcomes["whole"] > 10 // STRIDE, outcomes
 

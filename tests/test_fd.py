@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dis
 import doctest
 import enum
 import errno
@@ -18,7 +19,6 @@ import threading
 import warnings
 import weakref
 from contextlib import suppress
-from dis import findlinestarts
 from functools import partial
 from itertools import count
 
@@ -27,7 +27,7 @@ import pytest
 from fdpass_cffi import _close
 from fdpass_cffi import fd as module
 from fdpass_cffi._close import close_all, close_tail
-from fdpass_cffi.fd import OwnedFd, adopt, close_owned
+from fdpass_cffi.fd import AFTER_CALLS, OwnedFd, adopt, close_owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -816,7 +816,7 @@ def test_an_exception_at_any_boundary_neither_leaks_nor_closes_twice(scenario, e
 def test_an_exception_in_the_finalizer_leaks_before_its_try_alone(unraisable):
     """From the `try` of __del__ on, the descriptor is closed whatever is raised; before it nothing can be done."""
     code = OwnedFd.__del__.__code__
-    lines = {code.co_firstlineno, *(line for _, line in findlinestarts(code) if line)}
+    lines = {code.co_firstlineno, *(line for _, line in dis.findlinestarts(code) if line)}
     leaked = []
 
     def run(at: int) -> Striker:
@@ -832,6 +832,51 @@ def test_an_exception_in_the_finalizer_leaks_before_its_try_alone(unraisable):
     sweep(run)
     assert set(leaked) <= set(sorted(lines)[:3])  # 3.14 covers a `try` from its second bytecode on
     assert len(leaked) <= 2
+
+
+LOOKS = ("CALL", "RESUME", "JUMP_BACKWARD", "SEND", "YIELD_VALUE", "FOR_ITER", "WITH_EXCEPT_START")
+
+
+@pytest.mark.skipif(not AFTER_CALLS, reason="close() is one call into C there")
+def test_nothing_comes_between_the_integer_and_its_close():
+    """From the look at the cell to close(2) there is no instruction at which CPython runs handlers or other threads."""
+    code = list(dis.get_instructions(OwnedFd.close))
+    names = [instruction.argval if instruction.opname.startswith("LOAD_GLOBAL") else None for instruction in code]
+    called = names.index("_close")
+    deleted = max(at for at in range(called) if code[at].opname == "DELETE_SUBSCR")
+    asked = max(at for at in range(deleted) if code[at].opname.startswith("POP_JUMP"))
+    between = [instruction.opname for instruction in code[asked + 1 : called + 1]]
+    assert "DELETE_SUBSCR" in between
+    assert [] == [name for name in between if name.startswith(LOOKS)]
+
+
+def test_real_signals_close_once(unraisable):
+    """However a signal handler's exception strikes close(), a second close() is right: it leaks none, closes no two."""
+
+    def strike(number, frame):
+        raise Struck
+
+    old = signal.signal(signal.SIGALRM, strike)
+    struck = 0
+    try:
+        for _ in range(3000):
+            numbers = [os.dup(0) for _ in range(20)]
+            owned = [OwnedFd(number) for number in numbers]
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
+                for one in owned:
+                    one.close()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                assert numbers  # here a signal that has come just before is still caught
+            except Struck:
+                struck += 1
+            for one in owned:
+                one.close()  # an OSError, if it had been closed and did not know
+            assert [] == [number for number in numbers if is_open(number)]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert struck > 100
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
