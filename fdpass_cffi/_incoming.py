@@ -6,6 +6,8 @@ originals stay queued. So they are received by peeking; and only if all came, th
 once more, without room for descriptors, which takes them off the queue. A full table leaves the
 frame unread, whatever other threads do to the table meanwhile. The price is one short read(2) for a receive that may
 bring descriptors: one for many small frames at once, none for the rest of a large one.
+After a small frame without descriptors the next is expected to be one too, and is peeked at without room for any, by
+the socket's own recvmsg, for two thirds of the price. MSG_CTRUNC tells if some are there, before anything is taken.
 A peek that fills its buffer may show descriptors that come later, since the kernel looks on for some. Then, as the
 table has just had room for them, the bytes are received as usual.
 Elsewhere a peek installs nothing, and what does not fit is lost: TruncatedError.
@@ -133,7 +135,7 @@ class Incoming:
             return self.back[0]
         if not self.between:
             return self.decoded(flags)
-        # A frame that is all there is in the socket, by far the most frequent, spares the decoder.
+        # A frame that is all there is in the socket, by far the most frequent, spares the decoder, here or in `peeked`.
         if self.plain and not timeout:
             data, _, msg_flags, _ = self.look(LITTLE, 0, MSG_PEEK | MSG_DONTWAIT if flags else MSG_PEEK)
             got = len(data)
