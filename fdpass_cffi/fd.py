@@ -40,11 +40,12 @@ KINDS = {
 }
 PYPY = sys.implementation.name == "pypy"
 # Whether an interpreter looks for signals, and lets other threads run, after calls and at the ends of loops alone, but
-# for a trace function: CPython from 3.11 on, with its GIL.
+# for a trace or profile function: CPython from 3.11 on, with its GIL. A callback of sys.monitoring, 3.12, is one more,
+# but to ask for it would cost more than is saved: what is raised in one, amid close(), may leave a descriptor open.
 AFTER_CALLS = sys.implementation.name == "cpython" and sys.version_info >= (3, 11) and "t" not in sys.abiflags
 FEW = 4  # OwnedFds: from as many on, a loop in C closes them quicker than each by itself on CPython
 
-gettrace = sys.gettrace
+gettrace, getprofile = sys.gettrace, sys.getprofile
 _new = object.__new__
 _pop: Callable[[list[int]], int] = list.pop
 _close = os.close
@@ -105,7 +106,7 @@ class OwnedFd:
         An OSError of close(2) is raised, and the descriptor is gone all the same (Linux frees it first).
         """
         cell = self._cell
-        if AFTER_CALLS and gettrace() is None:
+        if AFTER_CALLS and gettrace() is getprofile() is None:
             if cell:  # from here to the call no signal handler and no other thread runs
                 self._closed = True
                 fd = cell[0]

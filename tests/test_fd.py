@@ -850,6 +850,34 @@ def test_nothing_comes_between_the_integer_and_its_close():
     assert [] == [name for name in between if name.startswith(LOOKS)]
 
 
+def test_a_profile_function_s_exception_leaves_nothing_open():
+    """What is raised at any event of close(), a call into C too, leaves the descriptor owned or closed."""
+    for at in count(1):
+        left, owned = at, OwnedFd(os.dup(0))
+        fd = owned.fileno()
+
+        def strike(frame, event, arg):
+            nonlocal left
+            left -= frame.f_code is OwnedFd.close.__code__
+            if left == 0:
+                sys.setprofile(None)
+                raise Struck
+
+        before = sys.getprofile()
+        sys.setprofile(strike)
+        try:
+            owned.close()
+        except Struck:
+            pass
+        finally:
+            sys.setprofile(before)
+        assert is_open(fd) is not owned.closed
+        owned.close()
+        if left > 0:
+            break
+    assert at > 3
+
+
 def test_real_signals_close_once(unraisable):
     """However a signal handler's exception strikes close(), a second close() is right: it leaks none, closes no two."""
 
