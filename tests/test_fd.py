@@ -882,7 +882,8 @@ def test_real_signals_close_once(unraisable):
     """However a signal handler's exception strikes close(), a second close() is right: it leaks none, closes no two."""
 
     def strike(number, frame):
-        raise Struck
+        if armed:  # PyPy may run it long after the signal
+            raise Struck
 
     old = signal.signal(signal.SIGALRM, strike)
     struck = 0
@@ -890,12 +891,13 @@ def test_real_signals_close_once(unraisable):
         for _ in range(3000):
             numbers = [os.dup(0) for _ in range(20)]
             owned = [OwnedFd(number) for number in numbers]
+            armed = True
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
                 for one in owned:
                     one.close()
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                assert numbers  # here a signal that has come just before is still caught
+                armed = False
             except Struck:
                 struck += 1
             for one in owned:
