@@ -79,6 +79,13 @@ def send_messages(
     (b'one', 1)
     (b'two', 2)
     >>> a.close(); b.close()
+    >>> a, b = socket.socketpair()
+    >>> try:
+    ...     send_messages(a, [(b"one", [0]), (bytes(10_000_000), [0])], socket.MSG_DONTWAIT)
+    ... except BlockingIOError as error:
+    ...     error.messages_sent, 0 < error.bytes_sent < 10_000_000, error.fds_sent
+    (1, True, 1)
+    >>> a.close(); b.close()
     """
     try:
         go = batch_of(sock, messages, flags)

@@ -83,8 +83,8 @@ class TruncatedError(OSError):
     >>> error.reason, error.data, error.received, error.maxfds
     ('maxfds', b'some data', 2, 1)
     >>> error = lost(maxfds=2, bufsize=4)
-    >>> error.reason, error.data, error.received
-    ('data', b'some', 2)
+    >>> error.reason, error.data, error.received, error.flags == socket.MSG_TRUNC
+    ('data', b'some', 2, True)
     >>> limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     >>> free = os.dup(0); os.close(free)
     >>> resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))  # no number is free below it

@@ -104,6 +104,14 @@ class OwnedFd:
         """close(2). Nothing happens if it was closed or taken before, or is being so by another thread.
 
         An OSError of close(2) is raised, and the descriptor is gone all the same (Linux frees it first).
+
+        >>> owned = OwnedFd(os.dup(0))
+        >>> owned.close()
+        >>> owned.close()
+        >>> owned.fileno()
+        Traceback (most recent call last):
+        ...
+        ValueError: the descriptor of this OwnedFd was closed
         """
         cell = self._cell
         if AFTER_CALLS and gettrace() is getprofile() is None:

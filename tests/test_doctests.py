@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import pkgutil
+import re
 import types
 
 import pytest
@@ -61,7 +62,8 @@ def public_objects():
 def shows(name, value, above):
     """Whether an object has an example, or its class shows it in use."""
     text = inspect.getdoc(value) or ""
-    return ">>>" in text or (above is not None and f".{name.partition('.')[2]}" in (inspect.getdoc(above) or ""))
+    used = rf"(>>>|\.\.\.) .*\.{name.partition('.')[2]}\b"
+    return ">>>" in text or (above is not None and re.search(used, inspect.getdoc(above) or "") is not None)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in public_objects()])
