@@ -82,6 +82,17 @@ def test_the_same_shape_again_has_nothing_of_the_last_batch(fdpass, way):
             close(messages)
 
 
+def test_as_many_messages_of_other_sizes(fdpass, way):
+    """Memory that was laid out for one batch is laid out anew for the next, whose messages are not as long."""
+    with pair(SEQPACKET) as (a, b), descriptors(1) as one:
+        for sizes in ([3, 3], [2, 4], [4, 2], [4, 2], [1, 4000], [5000, 1], [3, 3]):
+            sent = [(bytes([48 + i]) * size, one) for i, size in enumerate(sizes)]
+            assert 2 == fdpass.send_messages(a, sent)
+            messages = fdpass.recv_messages(b, 2, 10_000, 1)
+            assert [data for data, _ in sent] == [message.data for message in messages]
+            close(messages)
+
+
 def test_all_kinds_of_data_and_descriptors(fdpass, way):
     """bytes, bytearray, memoryview and array; ints, sockets, files and OwnedFds; in lists, tuples and generators."""
     with pair(SEQPACKET) as (a, b), descriptors(1) as (one,), fdpass.OwnedFd(os.dup(one)) as owned:
@@ -417,6 +428,7 @@ def test_many_descriptors_in_all_are_not_called_too_many(fdpass, way):
         ([(b"x", [0]), (b"y", ["0"])], TypeError, r"messages\[1\]: fds\[0\]"),
         ([(b"x", [True])], TypeError, r"messages\[0\]: fds\[0\]"),
         ([(b"x", [-1])], OSError, "fds"),
+        ([(b"x", [0]), (b"y", [-1])], OSError, r"messages\[1\]: fds\[0\] is -1"),
         ([(b"x", [1 << 31])], OverflowError, "fds"),
         ([(b"x", 5)], TypeError, r"messages\[0\]: fds must be an iterable"),
         ([(b"x", [0]), (b"", [0])], ValueError, r"messages\[1\] has no byte"),
