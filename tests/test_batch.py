@@ -136,6 +136,18 @@ def test_no_messages(fdpass, way):
                 fdpass.recv_messages(b, n, 10, 1)
 
 
+@pytest.mark.parametrize("size", [4, 20_000])
+def test_the_beginnings_of_datagrams(fdpass, way, size):
+    """With MSG_TRUNC, of which the kernel tells the whole length, each has its own first `bufsize` bytes, not more."""
+    with pair(SEQPACKET) as (a, b), descriptors(1) as one:
+        sent = [(bytes([48 + i]) * (size + 3), one) for i in range(3)]
+        assert 3 == fdpass.send_messages(a, sent)
+        messages = fdpass.recv_messages(b, 3, size, 1, socket.MSG_TRUNC)
+        assert [data[:size] for data, _ in sent] == [message.data for message in messages]
+        assert {socket.MSG_TRUNC} == {message.flags for message in messages}
+        close(messages)
+
+
 @pytest.mark.parametrize("kind", [DGRAM, SEQPACKET])
 def test_no_room_for_data(fdpass, way, kind):
     """bufsize 0 receives messages without data, with their descriptors."""
