@@ -126,16 +126,13 @@ class AsyncChannel(Ends):
                 if sock is None or self._unwaited > TURN:
                     sock = await self._turn()
                 timeout = sock.gettimeout()  # for which the socket's own calls would wait
-                while message is None:
-                    try:
-                        message = incoming.next(MSG_DONTWAIT, timeout)
-                        if message is None:
-                            self._unwaited += 1  # a peer in a hurry need not let it wait even once
-                            if self._unwaited > TURN:
-                                await self._turn()
-                    except BlockingIOError:
-                        await self._ready(anyio.wait_readable)
-                        self._live()
+                try:
+                    message = incoming.next(MSG_DONTWAIT, timeout)
+                except BlockingIOError:
+                    await self._ready(anyio.wait_readable)
+                    self._live()
+                if message is None:
+                    message = await self._later(timeout)
                 if incoming.staged is message:  # `taken`, without a call of it
                     incoming.staged = None
                 else:
@@ -149,6 +146,21 @@ class AsyncChannel(Ends):
         except BaseException:
             release(turn, me)
             raise
+
+    async def _later(self, seconds: float | None) -> Message:
+        """The next message, which was not there at once; `seconds`: the socket's timeout. No loop of `recv`: see Channel."""
+        message = None
+        while message is None:
+            try:
+                message = self._incoming.next(MSG_DONTWAIT, seconds)
+                if message is None:
+                    self._unwaited += 1  # a peer in a hurry need not let it wait even once
+                    if self._unwaited > TURN:
+                        await self._turn()
+            except BlockingIOError:
+                await self._ready(anyio.wait_readable)
+                self._live()
+        return message
 
     async def _turn(self) -> socket.socket:
         """Let other tasks run now and then, also if there is always something to do; before anything is done."""

@@ -248,13 +248,12 @@ class Channel(Ends):
                     raise RuntimeError(f"another thread is receiving {ELSE}")
                 timeout = (self._sock or self._live()).gettimeout()
                 flags = 0 if timeout is None else MSG_DONTWAIT
-                while message is None:
-                    try:
-                        message = incoming.next(flags, timeout)
-                        if message is None and flags:
-                            deadline = self._in_time(deadline)
-                    except BlockingIOError as error:
-                        deadline = self._wait(deadline, error)
+                try:
+                    message = incoming.next(flags, timeout)
+                except BlockingIOError as error:
+                    deadline = self._wait(None, error)
+                if message is None:
+                    message = self._later(flags, timeout, deadline)
                 if incoming.staged is message:  # `taken`, without a call of it
                     incoming.staged = None
                 else:
@@ -272,6 +271,22 @@ class Channel(Ends):
         except BaseException:
             release(turn, me)
             raise
+
+    def _later(self, flags: int, timeout: float | None, deadline: float | None) -> Message:
+        """The next message, which was not there at once.
+
+        Not a loop in `recv`: from CPython 3.12 on the jump back of a `while` with a `try` in it is outside every `try`
+        around it, and a signal handler's exception raised there would leave recv with its turn not ended.
+        """
+        message = None
+        while message is None:
+            try:
+                message = self._incoming.next(flags, timeout)
+                if message is None and flags:
+                    deadline = self._in_time(deadline)
+            except BlockingIOError as error:
+                deadline = self._wait(deadline, error)
+        return message
 
     def _wait(self, deadline: float | None, error: BlockingIOError) -> float:
         """Wait until something is there; the deadline."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dis
 import errno
 import gc
 import os
+import random
 import resource
 import signal
 import socket
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from importlib import import_module
 
 import pytest
 from kernel import needs_credentials, needs_passrights, needs_pidfd
@@ -32,6 +35,7 @@ from support import (
 from test_sendall import refusing
 from test_sweep import Alarm, Tracer, interrupted, swept  # noqa: F401 - a fixture
 
+from fdpass_cffi.fd import AFTER_CALLS
 from fdpass_cffi.frames import HEADER_SIZE, LITTLE
 
 KINDS = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
@@ -1061,6 +1065,47 @@ def test_an_exception_in_a_call_that_fails_ends_its_turn(fdpass, polls, swept): 
                 stuck += [n] * len(turn)
                 turn.clear()
     assert len(stuck) < 4, stuck
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # on 3.9 a handler runs in a __del__ too
+def test_real_signals_leave_no_turn_behind(fdpass):
+    """A handler that raises, at random moments of receives that get a byte each, leaves the next recv its turn."""
+    struck = 0
+
+    def strike():
+        raise Alarm
+
+    with behind(fdpass) as (sock, channel), on_alarm(strike, 0):
+        channel._sock.settimeout(0)
+        for at in range(6000):
+            sock.send(b"\0\0\0\1\0\0\0\0x"[at % 9 :][:1])
+            try:
+                with suppress(BlockingIOError):
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
+                    channel.recv()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                assert at >= 0  # here a signal that has come just before is still caught
+            except Alarm:
+                struck += 1
+                assert {} == channel._receiving
+                with suppress(BlockingIOError):
+                    while True:
+                        channel.recv()
+    assert struck > 100
+
+
+@pytest.mark.skipif(not AFTER_CALLS, reason="handlers run anywhere there, and a sweep goes to all of it")
+@pytest.mark.parametrize("call", ["Channel.send", "Channel.recv", "AsyncChannel.send", "AsyncChannel.recv"])
+def test_no_loop_jumps_back_outside_every_try(call):
+    """CPython runs handlers at a jump back too, and from 3.12 on has some of them outside the `try` they are in."""
+    name, method = call.split(".")
+    module = "aio" if name == "AsyncChannel" else "channel"
+    if module == "aio":
+        pytest.importorskip("anyio")
+    code = dis.Bytecode(getattr(getattr(import_module(f"fdpass_cffi.{module}"), name), method))
+    inside = [at for entry in code.exception_entries for at in range(entry.start, entry.end)]
+    jumps = [one for one in code if one.opname == "JUMP_BACKWARD" and one.positions.lineno is not None]
+    assert [] == [one.positions.lineno for one in jumps if one.offset not in inside]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
