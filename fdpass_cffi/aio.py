@@ -148,7 +148,7 @@ class AsyncChannel(Ends):
             raise
 
     async def _later(self, seconds: float | None) -> Message:
-        """The next message, which was not there at once; `seconds`: the socket's timeout. As in Channel, no loop of recv."""
+        """The next message, which was not there at once; `seconds`: the socket's timeout. As in Channel."""
         message = None
         while message is None:
             try:
