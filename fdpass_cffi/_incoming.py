@@ -206,7 +206,7 @@ class Incoming:
         if eaten is None:
             read = self.into(data, got, flags)
             if read == got and (not ints[COUNT] if not fds else read_header(data) == (size, count)):
-                self.plain = LOOKS and not fds and got <= LITTLE
+                self.plain = LOOKS and numbers is NO_FDS and got <= LITTLE
                 message = self.staged = plain_message(data[HEADER_SIZE:got], fds)
                 peek_pool.append(block)
                 return message

@@ -148,7 +148,7 @@ class AsyncChannel(Ends):
             raise
 
     async def _later(self, seconds: float | None) -> Message:
-        """The next message, which was not there at once; `seconds`: the socket's timeout. As in Channel."""
+        """The next message, not there at once; `seconds` is the socket's timeout. No loop in recv: see Channel."""
         message = None
         while message is None:
             try:

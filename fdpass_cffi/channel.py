@@ -139,7 +139,7 @@ class Channel(Ends):
 
     One thread may send while another receives; two that do the same take turns, or get a RuntimeError. After fork(2)
     one process goes on using it and the others close theirs: the stream is one, and whoever reads a part
-    of it has it.
+    of it has it. A child forked while another thread was in a call never gets a turn at the same.
 
     >>> import os
     >>> a, b = Channel.pair()
