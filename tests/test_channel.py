@@ -1074,21 +1074,25 @@ def test_an_exception_in_a_call_that_fails_ends_its_turn(fdpass, polls, swept): 
 @pytest.mark.skipif(not AFTER_CALLS, reason="handlers run anywhere there, amid the test too")
 def test_real_signals_leave_no_turn_behind(fdpass):
     """A handler that raises, at random moments of receives that get a byte each, leaves the next recv its turn."""
-    struck = 0
+    struck, armed = 0, False
 
     def strike():
-        raise Alarm
+        if armed:  # a signal may arrive after the timer was stopped
+            raise Alarm
 
     with behind(fdpass) as (sock, channel), on_alarm(strike, 0):
         channel._sock.settimeout(0)
         for at in range(6000):
             sock.send(b"\0\0\0\1\0\0\0\0x"[at % 9 :][:1])
             try:
+                armed = True
                 with suppress(BlockingIOError):
                     signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
                     channel.recv()
-                signal.setitimer(signal.ITIMER_REAL, 0)  # after which a signal that has come just before is caught
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                armed = False
             except Alarm:
+                armed = False
                 struck += 1
                 assert {} == channel._receiving
                 with suppress(BlockingIOError):

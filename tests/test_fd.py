@@ -899,6 +899,7 @@ def test_real_signals_close_once(unraisable):
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 armed = False
             except Struck:
+                armed = False
                 struck += 1
             for one in owned:
                 one.close()  # an OSError, if it had been closed and did not know
