@@ -1072,7 +1072,7 @@ def test_an_exception_in_a_call_that_fails_ends_its_turn(fdpass, polls, swept): 
 
 
 @pytest.mark.skipif(not AFTER_CALLS, reason="handlers run anywhere there, amid the test too")
-def test_real_signals_leave_no_turn_behind(fdpass):
+def test_real_signals_leave_no_turn_behind(fdpass, swept):  # noqa: F811
     """A handler that raises, at random moments of receives that get a byte each, leaves the next recv its turn."""
     struck, armed = 0, False
 
