@@ -39,8 +39,8 @@ from ._scratch import (
     CONTROL_ROOM,
     CONTROLLEN,
     COUNT,
+    DATA,
     FLAGS,
-    HEAD,
     INCOMING_DATA,
     LOW_FLAGS,
     MSG_CMSG_CLOEXEC,
@@ -197,7 +197,7 @@ class Incoming:
                 eaten = []
                 self.staged = got, fds, eaten
             else:
-                block.octets[HEAD] = UNREAD
+                block.octets[DATA] = UNREAD
                 self.staged = got, fds, block
         except BaseException:
             abandon(block, numbers, peek_pool)
@@ -406,7 +406,7 @@ def is_read(record: Record) -> bool:
     """Whether the bytes that were peeked are off the queue."""
     if isinstance(record, list):
         return bool(record)
-    return bool((record[0] if isinstance(record, bytearray) else record.octets[HEAD]) != UNREAD)
+    return bool((record[0] if isinstance(record, bytearray) else record.octets[DATA]) != UNREAD)
 
 
 def bare(head: bytes) -> bool:

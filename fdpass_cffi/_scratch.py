@@ -29,8 +29,9 @@ CONTROL = 64  # where each part begins, in bytes
 IOVEC = CONTROL + CONTROL_ROOM
 NAME = IOVEC + 64
 DATA = NAME + NAME_ROOM
-HEAD = DATA  # the first byte of the data, in octets
-COUNT = DATA // 4 + 1  # its second four bytes, in ints: in a frame's header, the number of descriptors, big-endian
+COUNT = (
+    DATA // 4 + 1
+)  # the second four bytes of the data, in ints: in a frame's header, the number of descriptors, big-endian
 OUTGOING_DATA, INCOMING_DATA = 4096, 65536
 # A kernel writes msg_namelen on every success and never this length (struct sockaddr_storage has 128 bytes): as
 # long as the field holds it, no recvmsg has succeeded on this block and no descriptor has come.

@@ -188,7 +188,7 @@ def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes]] | None:
         fds = [
             fds[0]
             for pair in given
-            if type(pair) is tuple
+            if type(pair) is tuple or type(pair) is list
             for data, fds in (pair,)
             if type(fds) is list and len(fds) == 1 and type(fds[0]) is int and type(data) is bytes
         ]
@@ -202,6 +202,7 @@ def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes]] | None:
     vector = one_each_vector(len(datas))
     if sizes != vector.sizes:
         if min(sizes) < 1 or max(sizes) > OUTGOING_DATA:
+            _one_each.append(vector)
             return None
         vector.lay_out(sizes)
     vector.texts[0 : sum(sizes)] = b"".join(datas)
