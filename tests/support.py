@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -186,6 +187,36 @@ def on_alarm(handler, first: float, interval: float = 0.0):
     signal.setitimer(signal.ITIMER_REAL, first, interval)
     try:
         yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+@contextmanager
+def striking(error):
+    """A function that makes a call, at a random moment of which SIGALRM's handler raises `error`: whether it did."""
+    armed = False
+
+    def strike(*_):
+        if armed:  # a signal may arrive after the timer was stopped, and PyPy may run its handler long after that
+            raise error
+
+    def struck(call, longest: float = 3e-5) -> bool:
+        nonlocal armed
+        try:
+            armed = True
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, longest))
+            call()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            armed = False
+        except error:
+            armed = False
+            return True
+        return False
+
+    old = signal.signal(signal.SIGALRM, strike)
+    try:
+        yield struck
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)

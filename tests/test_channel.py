@@ -6,7 +6,6 @@ import dis
 import errno
 import gc
 import os
-import random
 import resource
 import signal
 import socket
@@ -31,6 +30,7 @@ from support import (
     open_numbers,
     rights,
     run_child,
+    striking,
 )
 from test_sendall import refusing
 from test_sweep import Alarm, Tracer, interrupted, swept  # noqa: F401 - a fixture
@@ -1074,31 +1074,23 @@ def test_an_exception_in_a_call_that_fails_ends_its_turn(fdpass, polls, swept): 
 @pytest.mark.skipif(not AFTER_CALLS, reason="handlers run anywhere there, amid the test too")
 def test_real_signals_leave_no_turn_behind(fdpass, swept):  # noqa: F811
     """A handler that raises, at random moments of receives that get a byte each, leaves the next recv its turn."""
-    struck, armed = 0, False
+    count = 0
 
-    def strike():
-        if armed:  # a signal may arrive after the timer was stopped
-            raise Alarm
+    def receive():
+        with suppress(BlockingIOError):
+            channel.recv()
 
-    with behind(fdpass) as (sock, channel), on_alarm(strike, 0):
+    with behind(fdpass) as (sock, channel), striking(Alarm) as struck:
         channel._sock.settimeout(0)
         for at in range(6000):
             sock.send(b"\0\0\0\1\0\0\0\0x"[at % 9 :][:1])
-            try:
-                armed = True
-                with suppress(BlockingIOError):
-                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
-                    channel.recv()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                armed = False
-            except Alarm:
-                armed = False
-                struck += 1
+            if struck(receive):
+                count += 1
                 assert {} == channel._receiving
                 with suppress(BlockingIOError):
                     while True:
                         channel.recv()
-    assert struck > 100
+    assert count > 100
 
 
 @pytest.mark.skipif(not AFTER_CALLS, reason="handlers run anywhere there, and a sweep goes to all of it")

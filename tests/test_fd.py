@@ -10,8 +10,6 @@ import errno
 import gc
 import os
 import pickle
-import random
-import signal
 import socket
 import stat
 import sys
@@ -23,6 +21,7 @@ from functools import partial
 from itertools import count
 
 import pytest
+from support import striking
 
 from fdpass_cffi import _close
 from fdpass_cffi import fd as module
@@ -881,41 +880,24 @@ def test_a_profile_function_s_exception_leaves_nothing_open():
 def test_real_signals_close_once(unraisable):
     """However a signal handler's exception strikes close(), a second close() is right: it leaks none, closes no two."""
 
-    def strike(number, frame):
-        if armed:  # PyPy may run it long after the signal
-            raise Struck
+    def close():
+        for one in owned:
+            one.close()
 
-    old = signal.signal(signal.SIGALRM, strike)
-    struck = 0
-    try:
+    times = 0
+    with striking(Struck) as struck:
         for _ in range(3000):
             numbers = [os.dup(0) for _ in range(20)]
             owned = [OwnedFd(number) for number in numbers]
-            armed = True
-            try:
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
-                for one in owned:
-                    one.close()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                armed = False
-            except Struck:
-                armed = False
-                struck += 1
-            for one in owned:
-                one.close()  # an OSError, if it had been closed and did not know
+            times += struck(close)
+            close()  # an OSError, if one had been closed and did not know
             assert [] == [number for number in numbers if is_open(number)]
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
-    assert struck > 100
+    assert times > 100
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_real_signals_leak_nothing(unraisable):
     """A signal handler that raises, at a random moment of a round of everything, leaves the table as it was."""
-
-    def strike(number, frame):
-        raise Struck
 
     def one_round():
         fds: list[int] = []
@@ -930,21 +912,11 @@ def test_real_signals_leak_nothing(unraisable):
     one, two = socket.socketpair()
     sock = OwnedFd(one.detach())
     before = open_numbers()
-    old = signal.signal(signal.SIGALRM, strike)
-    struck = 0
-    try:
-        for _ in range(1500):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 1e-4))
-                one_round()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Struck:
-                struck += 1
-    finally:
-        signal.signal(signal.SIGALRM, old)
+    with striking(Struck) as struck:
+        times = sum(struck(one_round, 1e-4) for _ in range(1500))
     for _ in range(3):
         gc.collect()
     assert before == open_numbers()
-    assert struck > 0
+    assert times > 0
     sock.close()
     two.close()
