@@ -11,12 +11,13 @@ BufferError for a buffer that is not contiguous; NotImplementedError for an ssl.
 
 from __future__ import annotations
 
+import _socket
 import sys
-from errno import EAFNOSUPPORT
+from errno import EAFNOSUPPORT, EBADF
 from struct import Struct
 
 from ._arguments import INT_MAX, c_int, integer, most_fds
-from ._backend import CONSTANTS, KERNEL, LAYOUT, ffi
+from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi
 from ._close import close_tail
 from ._receive import (
     abandon,
@@ -77,7 +78,7 @@ from ._send import (
     transmit_again,
 )
 from ._sock import AF_UNIX, Socket, family, fileno, socket_family
-from ._unreturned import ALWAYS, Unreturned, gettrace
+from ._unreturned import ALWAYS, CPYTHON, Unreturned, gettrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 U32 = Struct("=I")
 # What _into_one receives into: nothing, where a kernel installs descriptors although there is no room for them.
 PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
+# Where no descriptor can come and no timeout counts, CPython's own method does the same on Linux: 64 KiB empty the
+# first cache of a processor, and each line of Python beside the call costs thrice then. It is taken from the class that
+# cannot be changed, since a program may have put recvmsg_into into socket.socket.
+NATIVE: Any = bytearray if CPYTHON and LINUX else None
+native, ZERO = _socket.socket.recvmsg_into, 0
 _audit, from_buffer = sys.audit, ffi.from_buffer
 
 
@@ -374,6 +380,20 @@ def recvmsg_into(
     (8, (8, [], 0, None), bytearray(b'head'), bytearray(b'body'))
     >>> a.close(); b.close()
     """
+    if (
+        ancbufsize is ZERO
+        and flags is ZERO
+        and type(buffers) is list
+        and len(buffers) == 1
+        and type(buffers[0]) is NATIVE
+        and type(sock) is Socket
+        and sock.gettimeout() is None
+    ):
+        try:
+            return native(sock, buffers)
+        except OSError as error:
+            if error.errno != EBADF or sock.fileno() >= 0:
+                raise  # else the way below says that it is closed
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)

@@ -670,16 +670,31 @@ INTO = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=needs_real_kernel) if name == "none" else name for name in INTO]
 )
-def test_buffers_to_receive_into(fdpass, name):
+@pytest.mark.parametrize("given", ["socket", "timeout", "int"])
+def test_buffers_to_receive_into(fdpass, name, given):
     """Whatever buffers socket's recvmsg_into fills are filled the same, and not one byte more is written."""
     results = []
     for module in (STDLIB, fdpass):
         with pair(SEQPACKET) as (a, b):
             a.send(b"0123456789")
             buffers = list(INTO[name]())
-            count, ancdata, flags, address = module.recvmsg_into(b, iter(buffers) if name == "generator" else buffers)
+            b.settimeout(60 if given == "timeout" else None)
+            sock = b.fileno() if given == "int" and module is fdpass else b
+            count, ancdata, flags, address = module.recvmsg_into(
+                sock, iter(buffers) if name == "generator" else buffers
+            )
             results.append((count, [bytes(buffer) for buffer in buffers], ancdata, flags, address))
     assert results[0] == results[1]
+
+
+def test_the_package_in_the_place_of_sockets_method(fdpass, monkeypatch):
+    """A program may put recvmsg_into into socket.socket: it does not end up in itself."""
+    monkeypatch.setattr(socket.socket, "recvmsg_into", fdpass.recvmsg_into)
+    with pair() as (a, b):
+        a.send(b"data")
+        buffer = bytearray(10)
+        assert (4, [], 0, None) == b.recvmsg_into([buffer])
+        assert b"data" == buffer[:4]
 
 
 def test_the_length_of_a_cut_datagram(fdpass):
