@@ -1,11 +1,22 @@
-"""Closing many descriptors so that nothing can come between taking one off a list and closing it."""
+"""Closing descriptors that nobody owns: many at once, and those that were about to be returned."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from itertools import repeat
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+CPYTHON = sys.implementation.name == "cpython"
+# Whether a signal handler can run at a `return`: from 3.11 on CPython looks for signals after calls and at the ends of
+# loops alone, and only a trace or profile function can raise there.
+ALWAYS = CPYTHON and sys.version_info < (3, 11)
+# Where references are not counted, no trace function counts.
+gettrace: Callable[[], object] = sys.gettrace if CPYTHON else type(None)
 _pop = list.pop
 _close = os.close
 
@@ -26,3 +37,44 @@ def close_tail(fds: list[int], keep: int) -> None:
 def close_all(fds: list[int]) -> None:
     """Close every descriptor of `fds` and empty it."""
     close_tail(fds, 0)
+
+
+class Unreturned:
+    """Closes the descriptors in `held`, which `inside` finds, if its function was left at the very `return` of them.
+
+    A list of ints has no owner, and the `return` of a Python function lies outside every `try` of it. When this object
+    goes away with the function's frame, the list that was being returned is known to nobody but this object if and only
+    if it never reached the caller. Only CPython counts references, so only there it works.
+
+    Make one where `ALWAYS or gettrace() is not None`, known to two local variables of the function: one first assigned
+    before the variable for what is returned, and one after it. A frame lets go of its variables in that order, from
+    CPython 3.14 on in the reverse one, and this object must outlive the function's own knowledge of the list.
+    """
+
+    __slots__ = ("held", "inside")
+
+    def __init__(self, inside: Callable[[Any], list[int]]) -> None:
+        self.inside = inside
+        self.held: list[Any] = []
+
+    def __del__(self) -> None:
+        held = getattr(self, "held", None)
+        if held and sys.getrefcount(held) <= ALONE:
+            close_all(self.inside(held))
+
+
+def _count(holder: Unreturned) -> int:
+    held = getattr(holder, "held", None)
+    return sys.getrefcount(held) if held else 0
+
+
+def _alone() -> int:
+    """How many references __del__ counts to a list that nobody else knows: it differs between versions."""
+    holder = Unreturned(lambda _: [])
+    holder.held = [None]
+    return _count(holder)
+
+
+ALONE = 0
+if CPYTHON:
+    ALONE = _alone()

@@ -256,7 +256,7 @@ def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, o
 
 if PYPY:
 
-    def written(block: Block, _: Callable[..., None], given: Sequence[Any]) -> bool:
+    def written(block: Block, pack_into: Callable[..., None], given: Sequence[Any]) -> bool:
         """Whether all of `given` were ints that can be descriptors; they are in the control buffer then."""
         ints, at = block.ints, CMSG_DATA
         for item in given:  # compiled, this takes half as long as an array

@@ -13,6 +13,7 @@ from errno import EBADF, ETIMEDOUT, ETOOMANYREFS
 from time import monotonic, sleep
 
 from ._backend import CONSTANTS
+from ._close import ALWAYS, Unreturned, gettrace
 from ._incoming import Incoming
 from ._outgoing import Outgoing, unsent
 from ._send import SOCK_STREAM
@@ -31,7 +32,6 @@ from ._sock import (
     setsockopt,
     wait,
 )
-from ._unreturned import ALWAYS, Unreturned, gettrace
 from .errors import LocalProtocolError, ProtocolError
 from .fd import OwnedFd
 from .frames import MAX_DATA, MAX_FDS

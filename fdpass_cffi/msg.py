@@ -18,7 +18,7 @@ from struct import Struct
 
 from ._arguments import INT_MAX, c_int, integer, most_fds
 from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi
-from ._close import close_tail
+from ._close import ALWAYS, CPYTHON, Unreturned, close_tail, gettrace
 from ._receive import (
     abandon,
     ancillary,
@@ -78,7 +78,6 @@ from ._send import (
     transmit_again,
 )
 from ._sock import AF_UNIX, Socket, family, fileno, socket_family
-from ._unreturned import ALWAYS, CPYTHON, Unreturned, gettrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ LEVELS = [
     _receive _send
     _address _vector
     _darwin _scratch _sock _truncated
-    _backend _unreturned fd
+    _backend fd
     _abi _api _arguments _close _cmsg _platform _sockaddr
     _unix errors
     """.splitlines()
