@@ -12,9 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import stat
-from contextlib import contextmanager, suppress
-from errno import EADDRINUSE, ECONNABORTED, ECONNREFUSED, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM, ETOOMANYREFS
+from contextlib import suppress
+from errno import ECONNABORTED, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS
 from itertools import count
 
 import anyio
@@ -22,13 +21,14 @@ from anyio.lowlevel import checkpoint
 
 from . import message as _message
 from . import msg as _msg
+from ._listening import listening
 from ._sock import MSG_DONTWAIT, fileno
 from .channel import MINE, PAUSE, Ends, release
 from .frames import MAX_DATA, MAX_FDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable
     from typing import Any, NoReturn, SupportsIndex, TypeVar
 
     from anyio.abc import TaskStatus
@@ -241,10 +241,11 @@ async def serve(
     """Listen at `path`, and await `handler(channel)` for each client, all at once; until it is cancelled.
 
     The socket at `path` is its owner's alone (0600) from the beginning, replaces a stale one, and is removed at the
-    end; OSError EADDRINUSE if a server listens there or it is no socket. At most `max_connections` (1 or more, else
-    ValueError) handlers run; further clients wait in the listen queue. The channel is closed when its handler ends.
-    A handler's exception is logged, and ends nothing else; only what is no Exception (KeyboardInterrupt,
-    SystemExit) ends the server. `task_status` is for anyio's TaskGroup.start: it listens when that returns.
+    end; OSError EADDRINUSE if a server listens there (of several that start at once, all but one are refused) or it is
+    no socket. At most `max_connections` (1 or more, else ValueError) handlers run; further clients wait in the listen
+    queue. The channel is closed when its handler ends. A handler's exception is logged, and ends nothing else; only what
+    is no Exception (KeyboardInterrupt, SystemExit) ends the server. `task_status` is for anyio's TaskGroup.start: it
+    listens when that returns.
     """
     if max_connections < 1:
         raise ValueError(f"max_connections: {max_connections} is less than 1")
@@ -302,55 +303,6 @@ async def accept(listener: socket.socket) -> socket.socket:
                 await anyio.sleep(SHORT_PAUSE)
             elif error.errno != ECONNABORTED:
                 raise
-
-
-@contextmanager
-def listening(path: str | bytes) -> Iterator[socket.socket]:
-    """A socket that listens at `path` until the end of the block, which removes it, if it is still the same."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.setblocking(False)
-        try:
-            listener.bind(path)
-        except OSError as error:
-            if error.errno != EADDRINUSE or not remove_stale(path):
-                raise
-            listener.bind(path)
-        named = path[:1] not in ("\0", b"\0")
-        made = os.lstat(path) if named else None
-        try:
-            if named:
-                os.chmod(path, 0o600)
-            listener.listen(128)  # only now can anybody connect
-            yield listener
-        finally:
-            with suppress(FileNotFoundError):
-                if made is not None and os.path.samestat(made, os.lstat(path)):
-                    os.unlink(path)
-
-
-def remove_stale(path: str | bytes) -> bool:
-    """Remove a socket at which nobody listens any more; whether there is nothing now."""
-    if path[:1] in ("\0", b"\0"):  # a name that is no file's, and goes with its socket
-        return False
-    try:
-        found = os.lstat(path)
-    except OSError as error:
-        return error.errno == ENOENT
-    if not stat.S_ISSOCK(found.st_mode):
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except OSError as error:
-            if error.errno != ECONNREFUSED:
-                return False
-        else:
-            return False
-    with suppress(FileNotFoundError):
-        if os.path.samestat(found, os.lstat(path)):
-            os.unlink(path)
-    return True
 
 
 # The drop-ins

@@ -30,7 +30,7 @@ LEVELS = [
     _darwin _scratch _sock _truncated
     _backend fd
     _abi _api _arguments _close _cmsg _platform _sockaddr
-    _unix errors
+    _listening _unix errors
     """.splitlines()
     if line.strip()
 ]
