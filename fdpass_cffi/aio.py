@@ -243,9 +243,9 @@ async def serve(
     The socket at `path` is its owner's alone (0600) from the beginning, replaces a stale one, and is removed at the
     end; OSError EADDRINUSE if a server listens there (of several that start at once, all but one are refused) or it is
     no socket. At most `max_connections` (1 or more, else ValueError) handlers run; further clients wait in the listen
-    queue. The channel is closed when its handler ends. A handler's exception is logged, and ends nothing else; only what
-    is no Exception (KeyboardInterrupt, SystemExit) ends the server. `task_status` is for anyio's TaskGroup.start: it
-    listens when that returns.
+    queue. The channel is closed when its handler ends. A handler's exception is logged, and ends nothing else; only
+    what is no Exception (KeyboardInterrupt, SystemExit) ends the server. `task_status` is for anyio's TaskGroup.start:
+    it listens when that returns.
     """
     if max_connections < 1:
         raise ValueError(f"max_connections: {max_connections} is less than 1")
