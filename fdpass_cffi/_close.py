@@ -55,7 +55,16 @@ class Unreturned:
 
     def __init__(self, inside: Callable[[Any], list[int]]) -> None:
         self.inside = inside
-        self.held: list[Any] = []
+        self.held: Any = []
+
+    def hold(self, held: Any) -> None:
+        """This is being returned, by the function that calls; nothing else is left to do in it.
+
+        Not where somebody else knows the function's frame (a debugger, or a traceback of what it called, by f_back):
+        then it lives on after a `return` that went well, and when it goes the caller may long have closed these.
+        """
+        if sys.getrefcount(sys._getframe(1)) <= UNSHARED:
+            self.held = held
 
     def __del__(self) -> None:
         held = getattr(self, "held", None)
@@ -75,6 +84,15 @@ def _alone() -> int:
     return _count(holder)
 
 
-ALONE = 0
+def _unshared() -> int:
+    """How many references `hold` counts to the frame of its caller, if there is no other."""
+    return _count_frame()
+
+
+def _count_frame() -> int:
+    return sys.getrefcount(sys._getframe(1))
+
+
+ALONE = UNSHARED = 0
 if CPYTHON:
-    ALONE = _alone()
+    ALONE, UNSHARED = _alone(), _unshared()

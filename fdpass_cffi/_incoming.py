@@ -8,8 +8,8 @@ frame unread, whatever other threads do to the table meanwhile. The price is one
 bring descriptors: one for many small frames at once, none for the rest of a large one.
 After a small frame without descriptors the next is expected to be one too, and is peeked at without room for any, by
 the socket's own recvmsg, for two thirds of the price. MSG_CTRUNC tells if some are there, before anything is taken.
-A peek that fills its buffer may show descriptors that come later, since the kernel looks on for some. Then, as the
-table has just had room for them, the bytes are received as usual.
+A peek that fills its buffer may show descriptors that come later, since the kernel looks on for some. The bytes are
+then received without room for any, and MSG_CTRUNC tells whether those that were shown came with them.
 Elsewhere a peek installs nothing, and what does not fit is lost: TruncatedError.
 
 Law: an exception anywhere leaves the state telling what happened. The calls that take bytes off the queue keep their
@@ -55,7 +55,7 @@ from ._sock import MSG_DONTWAIT, os_error, take_errno
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
 from .fd import OwnedFd, adopt, adopt_shared, close_owned
 from .frames import HEADER_SIZE, LITTLE, PLAIN_HEADERS, Decoder, only_payload, read_header
-from .message import LOST, MSG_PEEK, MSG_TRUNC, Message, plain_message, recv_message
+from .message import LOST, MSG_CTRUNC, MSG_PEEK, MSG_TRUNC, Message, plain_message, recv_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ PEEKING = MSG_PEEK | MSG_CMSG_CLOEXEC
 PEEKING_NOW = PEEKING | MSG_DONTWAIT
 UNREAD = 255  # the first byte: no frame that fits into a block begins like this
 _read = os.read
-TABLES = {"table-full": EMFILE, "system-table-full": ENFILE}
+# Of a peek, after which all is still there. Unknown is why if the table has had room again when it was asked.
+TABLES = {"table-full": EMFILE, "system-table-full": ENFILE, "unknown": EMFILE}
 
 
 class Incoming:
@@ -292,8 +293,11 @@ class Incoming:
         if not message.data and not message.fds:
             self.decoder.eof()
         if message.fds and len(message.data) == INCOMING_DATA and not self.packets:
-            close_owned(message.fds)
-            self.take(INCOMING_DATA, flags)  # there was room for them just now
+            shown: list[OwnedFd] | None = message.fds
+            if message.pidfd or message.credentials or message.security or message.ancdata:  # MSG_CTRUNC may mean these
+                close_owned(message.fds)
+                shown = None  # there was room for them just now
+            self.take(INCOMING_DATA, flags, shown)
             return
         eaten: list[bytes] = []
         self.staged = len(message.data), message.fds, eaten
@@ -303,7 +307,7 @@ class Incoming:
     def refuse(self, error: TruncatedError, flags: int) -> None:
         """There is no room for the next descriptors: receive a frame without any that comes before them, or raise."""
         code = TABLES.get(error.reason)
-        if code is None:  # not known to pass
+        if code is None:  # more than a message can have
             raise error
         if self.decoder.idle() and not self.packets and bare(error.data[:HEADER_SIZE]):
             self.take(HEADER_SIZE, flags)
@@ -311,11 +315,11 @@ class Incoming:
         why = f"{os.strerror(code)}: the next descriptors do not fit in the table, and wait in the socket"
         raise OSError(code, why) from None
 
-    def take(self, size: int, flags: int) -> None:
-        """Receive where no descriptor may come, or where a peek does not install any."""
-        staged = self.staged = Taken(size)
+    def take(self, size: int, flags: int, shown: list[OwnedFd] | None = None) -> None:
+        """Receive where no descriptor may come, or where a peek does not install any, or has `shown` which may come."""
+        staged = self.staged = Taken(size, shown)
         while True:
-            staged.block.lens[CONTROLLEN] = CONTROL_ROOM
+            staged.block.lens[CONTROLLEN] = CONTROL_ROOM if shown is None else 0
             arguments = (self.fd,), (staged.block.msg,), (flags | MSG_CMSG_CLOEXEC,)
             staged.got.extend(map(lib_recvmsg, *arguments))
             if staged.got[0] >= 0:
@@ -324,6 +328,7 @@ class Incoming:
             staged.got.clear()
             if code != EINTR:
                 self.staged = None
+                close_owned(shown or [])
                 give_back(staged.block, incoming_pool)
                 raise os_error(code, self.fd)
         self.feed()
@@ -420,19 +425,23 @@ def bare(head: bytes) -> bool:
 
 
 class Taken:
-    """A receive whose data and descriptors are in the memory of `block`, if `got` has its result."""
+    """A receive whose data and descriptors are in the memory of `block`, if `got` has its result.
 
-    __slots__ = ("block", "count", "fds", "got", "memory")
+    But for descriptors that a peek has `shown`: then there is no room for them, and MSG_CTRUNC says that they came.
+    """
 
-    def __init__(self, size: int) -> None:
+    __slots__ = ("block", "count", "fds", "got", "memory", "shown")
+
+    def __init__(self, size: int, shown: list[OwnedFd] | None) -> None:
         try:
             self.block = incoming_pool.pop()
         except IndexError:
             self.block = incoming()
         self.memory: Any = data_room(self.block, size)
         self.got: list[int] = []
-        self.fds: list[OwnedFd] | None = None
-        self.count = 0  # of those that are a frame's
+        self.shown = shown
+        self.fds = shown
+        self.count = len(shown or ())  # of those that are a frame's
 
     def happened(self) -> bool:
         """Whether the bytes are off the queue."""
@@ -443,7 +452,15 @@ class Taken:
         block = self.block
         data = received_data(block, self.memory, self.got[0])
         fds = self.owned()
-        if block.ints[FLAGS] & LOST:
+        lost = block.ints[FLAGS] & LOST
+        if self.shown is not None:
+            if lost & MSG_CTRUNC:
+                lost ^= MSG_CTRUNC
+            else:
+                close_owned(fds)
+                fds = []
+            block.ints[NAMELEN] = NOT_ARRIVED
+        if lost:
             to.fail(ProtocolError("descriptors or bytes were lost on receipt: there were too many"))
         return data, fds
 

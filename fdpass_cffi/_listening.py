@@ -8,13 +8,12 @@ import socket
 import stat
 from contextlib import contextmanager, suppress
 from errno import EADDRINUSE, ECONNREFUSED, ENOENT, EWOULDBLOCK
-from time import sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TRIES, PAUSE = 100, 0.01  # seconds between the tries for the lock
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @contextmanager
@@ -22,49 +21,53 @@ def listening(path: str | bytes) -> Iterator[socket.socket]:
     """A socket that listens at `path` until the end of the block, which removes it, if it is still the same."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.setblocking(False)
-        if path[:1] in ("\0", b"\0"):  # a name that is no file's, and goes with its socket
+        if abstract(path):
             listener.bind(path)
             listener.listen(128)
             yield listener
             return
-        made = None
+        made = bound(listener, path)
         try:
-            with starting(path):
-                made = bound(listener, path)
-                os.chmod(path, 0o600)
-                listener.listen(128)  # only now can anybody connect
+            os.chmod(path, 0o600)
+            listener.listen(128)  # only now can anybody connect
             yield listener
         finally:
             with suppress(FileNotFoundError):
-                if made is not None and os.path.samestat(made, os.lstat(path)):
+                if os.path.samestat(made, os.lstat(path)):
                     os.unlink(path)
 
 
-@contextmanager
-def starting(path: str | bytes) -> Iterator[None]:
-    """One server at a time in the folder of `path`, as far as the system helps: flock(2).
+def abstract(path: str | bytes) -> bool:
+    """Whether it is a name that is no file's, and goes with its socket; unix(7)."""
+    return path[:1] in ("\0", b"\0")
 
-    A socket that is bound and does not listen yet looks as one whose server is dead. Anybody who can read the folder
-    can hold the lock, so after TRIES it is done without, and so it is in a folder that cannot be opened.
+
+@contextmanager
+def folder_of(path: str | bytes) -> Iterator[int | None]:
+    """The folder that servers lock who start in it: a descriptor, or None if it cannot be opened, or there is none.
+
+    A socket that is bound and does not listen yet looks as one whose server is dead.
     """
     try:
-        folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = None if abstract(path) else os.open(os.path.dirname(path) or os.curdir, FOLDER)
     except OSError:
-        yield
-        return
+        folder = None
     try:
-        for _ in range(TRIES):
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno != EWOULDBLOCK:
-                    break
-                sleep(PAUSE)
-            else:
-                break
-        yield
+        yield folder
     finally:
-        os.close(folder)
+        if folder is not None:
+            os.close(folder)
+
+
+def locked(folder: int | None) -> bool:
+    """Lock it, flock(2), if nobody else has; True also where there is no lock to be had."""
+    if folder is None:
+        return True
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno != EWOULDBLOCK
+    return True
 
 
 def bound(listener: socket.socket, path: str | bytes) -> os.stat_result:
@@ -79,7 +82,7 @@ def bound(listener: socket.socket, path: str | bytes) -> os.stat_result:
 
 
 def remove_stale(path: str | bytes) -> bool:
-    """Remove a socket at which nobody listens any more; whether there is nothing now."""
+    """Remove a socket at which nobody listens; whether there is nothing now."""
     try:
         found = os.lstat(path)
     except OSError as error:

@@ -32,6 +32,7 @@ from ._scratch import (
     outgoing_pool,
 )
 from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, take_errno
+from .errors import ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -222,7 +223,9 @@ def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
     """A list of descriptors as C ints, each checked."""
     try:
         raw = _pack_ints(given)
-    except (TypeError, OverflowError, struct.error):
+    except (TypeError, OverflowError, struct.error) as error:
+        if not ours(error):
+            raise
         return _pack_ints([descriptor(item, f"{name}[{i}]") for i, item in enumerate(given)])
     refuse(raw, given, name)
     return raw
@@ -241,6 +244,8 @@ def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, o
 
     After the 253 calls of close(2) that come before the next message, all that this looks at has left the caches.
     """
+    if PYPY:
+        given = given[:]  # nobody changes it while it is written
     count = len(given)
     if count and count <= MANY:
         pack_into, length, space, end = packers.get(count) or packer(count)
@@ -271,7 +276,9 @@ else:
         """Whether all of `given` were C ints; they are in the control buffer then, and some may have to be refused."""
         try:
             pack_into(block.control, DATA_AT, *given)
-        except (TypeError, OverflowError, struct.error):
+        except (TypeError, OverflowError, struct.error) as error:
+            if not ours(error):
+                raise
             return False
         return True
 

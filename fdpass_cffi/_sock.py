@@ -12,6 +12,7 @@ import socket
 import sys
 from errno import EAGAIN, EBADF, EINTR, ETIMEDOUT, EWOULDBLOCK
 from math import ceil
+from operator import attrgetter
 from select import POLLIN, POLLOUT
 from time import monotonic
 
@@ -19,7 +20,7 @@ from ._backend import CONSTANTS, ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol, Union
+    from typing import Any, Callable, Protocol, Union
 
     class HasFileno(Protocol):
         """A file, a socket, an OwnedFd, asyncio's TransportSocket..."""
@@ -35,8 +36,10 @@ MSG_DONTWAIT = CONSTANTS["MSG_DONTWAIT"]
 SOL_SOCKET, SO_TYPE, SO_DOMAIN = CONSTANTS["SOL_SOCKET"], CONSTANTS["SO_TYPE"], CONSTANTS.get("SO_DOMAIN")
 
 AF_UNIX: int = int(socket.AF_UNIX)
+# Whether socket.socket is what it is in the standard library: gevent puts a class in its place that has none in it.
+WRAPS = issubclass(Socket, _socket.socket)
 # The plain number: socket.socket.family makes an enum member of it, which takes ten times as long.
-socket_family = _socket.socket.family.__get__
+socket_family: Callable[[Any], int] = _socket.socket.family.__get__ if WRAPS else attrgetter("family")
 
 Timeout: type[OSError] = socket.timeout
 if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and callers catch either

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from errno import ECONNABORTED, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS
 from itertools import count
 
@@ -21,9 +21,11 @@ from anyio.lowlevel import checkpoint
 
 from . import message as _message
 from . import msg as _msg
-from ._listening import listening
+from ._listening import folder_of, listening, locked
+from ._send import each
 from ._sock import MSG_DONTWAIT, fileno
 from .channel import MINE, PAUSE, Ends, release
+from .errors import ours
 from .frames import MAX_DATA, MAX_FDS
 
 TYPE_CHECKING = False
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 SHORTAGES = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
 SHORT_PAUSE = 0.1  # seconds until the next accept when the table is full
+TRIES = 1000  # to be the only server that starts in a folder, PAUSE between them
 TURN = 128  # operations without a wait, until other tasks get their turn
 NOW = float("-inf")  # the deadline of what is cancelled
 _log = logging.getLogger(__name__)
@@ -128,7 +131,9 @@ class AsyncChannel(Ends):
                 timeout = sock.gettimeout()  # for which the socket's own calls would wait
                 try:
                     message = incoming.next(MSG_DONTWAIT, timeout)
-                except BlockingIOError:
+                except BlockingIOError as error:
+                    if not ours(error):
+                        raise
                     await self._ready(anyio.wait_readable)
                     self._live()
                 if message is None:
@@ -157,7 +162,9 @@ class AsyncChannel(Ends):
                     self._unwaited += 1  # a peer in a hurry need not let it wait even once
                     if self._unwaited > TURN:
                         await self._turn()
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if not ours(error):
+                    raise
                 await self._ready(anyio.wait_readable)
                 self._live()
         return message
@@ -183,7 +190,9 @@ class AsyncChannel(Ends):
     async def __anext__(self) -> Message:
         try:
             return await self.recv()
-        except EOFError:
+        except EOFError as error:
+            if not ours(error):
+                raise
             raise StopAsyncIteration from None
 
     def close(self) -> None:
@@ -218,7 +227,9 @@ async def connect(path: Path, *, max_data: int = MAX_DATA, max_fds: int = MAX_FD
             try:
                 sock.connect(os.fspath(path))
                 break
-            except BlockingIOError:  # its queue is full; nothing tells when it is not
+            except BlockingIOError as error:  # its queue is full; nothing tells when it is not
+                if not ours(error):
+                    raise
                 await anyio.sleep(SHORT_PAUSE)
         return AsyncChannel(sock, max_data=max_data, max_fds=max_fds)
     except BaseException:
@@ -267,7 +278,13 @@ async def serve(
         finally:
             free.release()
 
-    with listening(os.fspath(path)) as listener:
+    with ExitStack() as stack:
+        with folder_of(os.fspath(path)) as folder:
+            for _ in range(TRIES):  # anybody who can read the folder can keep it locked
+                if locked(folder):
+                    break
+                await anyio.sleep(PAUSE)
+            listener = stack.enter_context(listening(os.fspath(path)))
         async with anyio.create_task_group() as clients:
             task_status.started()
             while True:
@@ -316,6 +333,8 @@ async def sendmsg(
     address: object = None,
 ) -> int:
     """`sendmsg` of this package, awaited. Cancelled, nothing was sent."""
+    buffers = each("buffers", buffers, "bytes-like objects")
+    ancdata = each("ancdata", ancdata, "(cmsg_level, cmsg_type, data)")
     return await _sent(sock, flags, lambda now: _msg.sendmsg(sock, buffers, ancdata, now, address))
 
 
@@ -327,7 +346,7 @@ async def send_fds(
     address: object = None,
 ) -> int:
     """`send_fds` of this package, awaited: the number of bytes sent. Cancelled, nothing was sent."""
-    buffers, fds = list(buffers), list(fds)
+    buffers, fds = each("buffers", buffers, "bytes-like objects"), each("fds", fds, "descriptors")
     return await _sent(sock, flags, lambda now: _msg.send_fds(sock, buffers, fds, now, address))
 
 
@@ -342,7 +361,7 @@ async def recvmsg_into(
     sock: FileDescriptorLike, buffers: Iterable[Buffer], ancbufsize: SupportsIndex = 0, flags: int = 0
 ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
     """`recvmsg_into` of this package, awaited. Cancelled, nothing was received."""
-    buffers = list(buffers)
+    buffers = each("buffers", buffers, "read-write bytes-like objects")
     return await _received(sock, flags, lambda now: _msg.recvmsg_into(sock, buffers, ancbufsize, now))
 
 
@@ -377,7 +396,7 @@ async def _tried(
     while True:
         try:
             return call(flags | MSG_DONTWAIT)
-        except BlockingIOError:
-            if flags & MSG_DONTWAIT:
+        except BlockingIOError as error:
+            if flags & MSG_DONTWAIT or not ours(error):
                 raise
             await wait(fileno(sock, "wait"))

@@ -32,9 +32,21 @@ from ._scratch import (
 from ._send import MSG_NOSIGNAL, MSG_OOB, SOCK_STREAM, each, exported, pack_fds
 from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, fileno, getsockopt, take_errno
 from ._truncated import truncated
-from .errors import TruncatedError
+from .errors import TruncatedError, ours
 from .fd import adopt, close_cells, close_owned, owners
-from .message import LOST, MSG_TRUNC, NOBODY, Message, drop_failed, ends, lost, plain_message, put_other, recv_message
+from .message import (
+    LOST,
+    MSG_PEEK,
+    MSG_TRUNC,
+    NOBODY,
+    Message,
+    drop_failed,
+    ends,
+    lost,
+    plain_message,
+    put_other,
+    recv_message,
+)
 from .sendall import Sending, tell
 
 TYPE_CHECKING = False
@@ -195,7 +207,9 @@ def uniform(given: list[Any]) -> tuple[v.Vector, list[bytes]] | None:
         if len(fds) < len(given) or not given or min(fds) < 0:
             return None
         numbers = array("i", fds)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError) as error:
+        if not ours(error):
+            raise
         return None
     datas = [data for data, _ in given]
     sizes = [len(data) for data in datas]
@@ -235,7 +249,9 @@ def prepared(item: Any, i: int) -> Outgoing:
     """One message as memory, packed descriptors, and what must live until it is sent."""
     try:
         data, fds = item
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        if not ours(error):
+            raise
         raise TypeError(f"messages[{i}] must be (data, fds), not {item!r}") from None
     given = each(f"messages[{i}]: fds", fds, "descriptors")
     return exported(data, f"messages[{i}]: data"), pack_fds(given, f"messages[{i}]: fds"), given
@@ -303,9 +319,10 @@ def recv_messages(
 ) -> list[Message]:
     """Receive up to `n` messages (at most 1024), each as by `recv_message`: at least one, and no wait for more than it.
 
-    At the end of a stream the last message is empty. TruncatedError if part of one was lost; the others of the
-    batch are in its `messages` (in order; a second truncated one as its TruncatedError), the caller's to close.
-    Errors otherwise as `recv_message`; recvmmsg(2), which tells of a reset connection before what came over it.
+    At the end of a stream the last message is empty. With MSG_PEEK it is the first message alone. TruncatedError if
+    part of one was lost; the others of the batch are in its `messages` (in order; a second truncated one as its
+    TruncatedError), the caller's to close. Errors otherwise as `recv_message`; recvmmsg(2), which tells of a reset
+    connection before what came over it.
 
     >>> import socket
     >>> a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -324,6 +341,8 @@ def recv_messages(
     flags, count = c_int("flags", flags), min(integer("n", n), v.MOST)
     if count < 1:
         raise ValueError(f"n must be at least 1, not {count}")
+    if flags & MSG_PEEK:
+        count = 1
     size, most = buffer_size(bufsize), most_fds(maxfds)
     if lib_recvmmsg is None:
         return recv_one_by_one(sock, fd, count, size, most, flags)

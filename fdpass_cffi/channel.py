@@ -32,7 +32,7 @@ from ._sock import (
     setsockopt,
     wait,
 )
-from .errors import LocalProtocolError, ProtocolError
+from .errors import LocalProtocolError, ProtocolError, ours
 from .fd import OwnedFd
 from .frames import MAX_DATA, MAX_FDS
 
@@ -172,8 +172,8 @@ class Channel(Ends):
                 try:
                     sock.connect(os.fspath(path))
                     break
-                except BlockingIOError:  # its queue is full; nothing tells when it is not
-                    if timeout == 0:
+                except BlockingIOError as error:  # its queue is full; nothing tells when it is not
+                    if timeout == 0 or not ours(error):
                         raise
                     if monotonic() >= deadline:
                         raise Timeout(ETIMEDOUT, "timed out: the server's queue is full") from None
@@ -251,6 +251,8 @@ class Channel(Ends):
                 try:
                     message = incoming.next(flags, timeout)
                 except BlockingIOError as error:
+                    if not ours(error):
+                        raise
                     deadline = self._wait(None, error)
                 if message is None:
                     message = self._later(flags, timeout, deadline)
@@ -260,7 +262,7 @@ class Channel(Ends):
                     incoming.taken(message)
                 del turn[MINE]
                 if unreturned is not None:
-                    unreturned.held = message  # type: ignore[assignment]
+                    unreturned.hold(message)
                 return message
             except BaseException as error:
                 if unreturned is not None:
@@ -285,6 +287,8 @@ class Channel(Ends):
                 if message is None and flags:
                     deadline = self._in_time(deadline)
             except BlockingIOError as error:
+                if not ours(error):
+                    raise
                 deadline = self._wait(deadline, error)
         return message
 
@@ -313,7 +317,9 @@ class Channel(Ends):
     def __next__(self) -> Message:
         try:
             return self.recv()
-        except EOFError:
+        except EOFError as error:
+            if not ours(error):
+                raise
             raise StopIteration from None
 
     def close(self) -> None:

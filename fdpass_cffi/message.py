@@ -230,7 +230,10 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
             owned = adopt(fds)  # first of all, in case that a second exception comes into the making of this one
             error = truncated(msg_flags, data, count, maxfds, CONTROL_ROOM - used)
             close_owned(owned)
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it knows this frame by its traceback, and would keep all callers' frames
         owned = adopt_shared(fds) if fds else []
         message = Message(data, owned, msg_flags, address)
         if other is not None:

@@ -77,7 +77,8 @@ from ._send import (
     transmit,
     transmit_again,
 )
-from ._sock import AF_UNIX, Socket, family, fileno, socket_family
+from ._sock import AF_UNIX, WRAPS, Socket, family, fileno, socket_family
+from .errors import ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
 # Where no descriptor can come and no timeout counts, CPython's own method does the same on Linux: 64 KiB empty the
 # first cache of a processor, and each line of Python beside the call costs thrice then. It is taken from the class that
 # cannot be changed, since a program may have put recvmsg_into into socket.socket.
-NATIVE: Any = bytearray if CPYTHON and LINUX else None
+NATIVE: Any = bytearray if CPYTHON and LINUX and WRAPS else None
 native, ZERO = _socket.socket.recvmsg_into, 0
 _audit, from_buffer = sys.audit, ffi.from_buffer
 
@@ -172,6 +173,8 @@ def send_fds(
         try:
             sent = transmit_again(sock, fd, block, flags)
         except OSError as error:
+            if not ours(error):
+                raise
             raise explain(error, fd, pack_fds(each("fds", fds, "")) if raw is None else raw) from None
     if keep is not None:
         block.reset()
@@ -311,7 +314,7 @@ def recv_fds(
         ints[NAMELEN] = NOT_ARRIVED
         incoming_pool.append(block)
         if unreturned is not None:
-            unreturned.held = fds
+            unreturned.hold(fds)
         return data, fds, msg_flags, address
     except BaseException:
         abandon(block, fds, incoming_pool)
@@ -355,7 +358,7 @@ def recvmsg(
         disown(block)
         incoming_pool.append(block)
         if unreturned is not None:
-            unreturned.held = ancdata
+            unreturned.hold(ancdata)
         return data, ancdata, msg_flags, address
     except BaseException:
         if unreturned is not None:
@@ -391,8 +394,9 @@ def recvmsg_into(
         try:
             return native(sock, buffers)
         except OSError as error:
-            if error.errno != EBADF or sock.fileno() >= 0:
-                raise  # else the way below says that it is closed
+            if error.errno not in (EBADF, None) or not ours(error):
+                raise
+            # else the way below says that it is closed, or knows its family
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
@@ -421,7 +425,7 @@ def recvmsg_into(
         block.msg.msg_iov, block.msg.msg_iovlen, block.lens[CONTROLLEN] = block.iov, 1, 0
         into_pool.append(block)
         if unreturned is not None:
-            unreturned.held = ancdata
+            unreturned.hold(ancdata)
         return got, ancdata, msg_flags, address
     except BaseException:
         if unreturned is not None:

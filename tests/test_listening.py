@@ -8,62 +8,88 @@ import os
 import socket
 import threading
 
+import anyio
+import anyio.lowlevel
 import pytest
 
-from fdpass_cffi import _listening
-from fdpass_cffi._listening import listening
+
+def serving(fdpass, path, begun, done):
+    """Start a server at `path`, connect once all have `begun`, and stop when they are `done`; its errno, 0 for none."""
+
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(fdpass.aio.serve, anyio.sleep, path)
+            begun.wait(60)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+            done.wait(60)
+            tasks.cancel_scope.cancel()
+
+    try:
+        anyio.run(main)
+    except BaseException as error:  # noqa: BLE001 - a group, on some loops
+        while isinstance(getattr(error, "exceptions", None), tuple):
+            (error,) = error.exceptions
+        begun.wait(60)
+        done.wait(60)
+        return error.errno
+    return 0
 
 
 @pytest.mark.parametrize("stale", [False, True], ids=["nothing", "stale"])
-def test_of_servers_that_start_at_once_one_listens(tmp_path, stale):
+def test_of_servers_that_start_at_once_one_listens(fdpass, tmp_path, stale):
     """All others are refused, and the one that listens is found at the path, also where a dead one left a socket."""
     path = str(tmp_path / "s")
-    for _ in range(60):
+    for _ in range(30):
         if stale:
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(path)
-        together, done, told = threading.Barrier(4), threading.Barrier(4), []
-
-        def start(path=path, together=together, done=done, told=told):
-            together.wait(60)
-            try:
-                with listening(path) as listener:
-                    told.append(listener.fileno())
-                    done.wait(60)  # nobody ends before all have begun
-                    with socket.socket(socket.AF_UNIX) as client:
-                        client.connect(path)
-                        listener.accept()[0].close()
-            except OSError as error:
-                told.append(error.errno)
-                done.wait(60)
-
-        threads = [threading.Thread(target=start) for _ in range(4)]
+        begun, done, told = threading.Barrier(3), threading.Barrier(3), []
+        threads = [
+            threading.Thread(target=lambda: told.append(serving(fdpass, path, begun, done)))  # noqa: B023
+            for _ in range(3)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert [errno.EADDRINUSE] * 3 == sorted(told, key=lambda number: number == errno.EADDRINUSE)[1:]
+        assert [0, errno.EADDRINUSE, errno.EADDRINUSE] == sorted(told)
         assert [] == os.listdir(tmp_path)
 
 
-def test_a_lock_that_somebody_holds(tmp_path, monkeypatch):
-    """Who can read the folder can keep no server from starting in it."""
-    monkeypatch.setattr(_listening, "PAUSE", 0)
+def test_a_lock_that_somebody_holds(fdpass, tmp_path, monkeypatch):
+    """Who can read the folder can keep no server from starting in it, and nothing else waits meanwhile."""
+    monkeypatch.setattr(fdpass.aio, "TRIES", 20)
+    turns = []
+
+    async def others():
+        while True:
+            turns.append(await anyio.lowlevel.checkpoint())
+
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(others)
+            await tasks.start(fdpass.aio.serve, anyio.sleep, str(tmp_path / "s"))
+            assert ["s"] == os.listdir(tmp_path)
+            tasks.cancel_scope.cancel()
+
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        with listening(str(tmp_path / "s")) as listener:
-            assert str(tmp_path / "s") == listener.getsockname()
+        anyio.run(main)
     finally:
         os.close(folder)
+    assert len(turns) > 20
 
 
-def test_a_folder_that_cannot_be_opened(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_opened(fdpass, tmp_path, monkeypatch):
     """A server starts where the folder may be written to and not be read."""
 
     def refuse(*_):
         raise PermissionError(errno.EACCES, "no")
 
-    monkeypatch.setattr(_listening.os, "open", refuse)
-    with listening(str(tmp_path / "s")) as listener:
-        assert str(tmp_path / "s") == listener.getsockname()
+    listening = fdpass._listening
+    with monkeypatch.context() as patch:
+        patch.setattr(listening.os, "open", refuse)
+        with listening.folder_of(str(tmp_path / "s")) as folder:
+            assert listening.locked(folder)
