@@ -61,7 +61,8 @@ class Unreturned:
         """This is being returned, by the function that calls; nothing else is left to do in it.
 
         Not where somebody else knows the function's frame (a debugger, or a traceback of what it called, by f_back):
-        then it lives on after a `return` that went well, and when it goes the caller may long have closed these.
+        then it lives on after a `return` that went well, and when it goes the caller may long have closed these. What
+        is left is a thread or a handler that begins to hold it between here and the `return`.
         """
         if sys.getrefcount(sys._getframe(1)) <= UNSHARED:
             self.held = held

@@ -198,6 +198,10 @@ class Sending:
         error.bytes_sent = sent  # type: ignore[attr-defined]
         return error
 
+    def release(self) -> None:
+        """After an exception, whose traceback knows this object: the caller's memory stays locked no longer."""
+        self.pieces, self.data = [], b""
+
     def push(self, buffers: list[BytesLike], raw: bytes, flags: int) -> int:
         """One sendmsg(2); what it returned."""
         try:

@@ -32,7 +32,7 @@ from ._scratch import (
     Block,
     descriptors_in,
 )
-from ._sock import AF_UNIX, IN, failed, family, take_errno
+from ._sock import AF_UNIX, IN, failed, family, reread, take_errno
 from ._unix import unix_path
 
 TYPE_CHECKING = False
@@ -77,6 +77,7 @@ def receive_again(sock: Any, fd: int, block: Block, room: int, flags: int) -> in
             raise refused(room < CONTROL_ROOM)
         else:
             deadline = failed(code, sock, fd, IN, flags, deadline)
+            fd = reread(sock, fd)
         block.lens[CONTROLLEN] = room
         got = lib_recvmsg(fd, block.msg, flags)
         if got >= 0:
@@ -121,7 +122,7 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
         block.sizes[IOV_LEN] = bufsize
         block.lens[CONTROLLEN] = room
         if flags & MSG_TRUNC:
-            wipe(block)
+            wipe(block, sock, fd)
         if room:
             flags |= MSG_CMSG_CLOEXEC
         got = lib_recvmsg(fd, block.msg, flags)
@@ -130,17 +131,18 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
         return block.data[0 : got if got <= bufsize else bufsize]  # type: ignore[no-any-return]
     memory = data_room(block, bufsize)
     if flags & MSG_TRUNC:
-        wipe(block)
+        wipe(block, sock, fd)
     return received_data(block, memory, receive(sock, fd, block, room, flags))
 
 
-def wipe(block: Block) -> None:
+def wipe(block: Block, sock: Any, fd: int) -> None:
     """Zeros where the data goes, before a call with MSG_TRUNC: TCP counts its bytes then and writes none of them.
 
     What an earlier call left there would be taken for them; tcp(7).
     """
-    size = block.sizes[IOV_LEN]
-    ffi.memmove(block.iov.iov_base, bytes(size), size)
+    if family(sock, fd) != AF_UNIX:
+        size = block.sizes[IOV_LEN]
+        ffi.memmove(block.iov.iov_base, bytes(size), size)
 
 
 def only_item(block: Block) -> list[int] | None:

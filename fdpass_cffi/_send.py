@@ -31,7 +31,7 @@ from ._scratch import (
     c_ints,
     outgoing_pool,
 )
-from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, take_errno
+from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, reread, take_errno
 from .errors import ours
 
 TYPE_CHECKING = False
@@ -86,6 +86,7 @@ def transmit_again(sock: object, fd: int, block: Block, flags: int) -> int:
     try:
         while True:
             deadline = failed(take_errno(), sock, fd, OUT, flags, deadline)
+            fd = reread(sock, fd)
             sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
             if sent >= 0:
                 return sent
@@ -119,6 +120,13 @@ def each(name: str, given: Iterable[Any], what: str, most: int | None = None) ->
     except TypeError:
         raise TypeError(f"{name} must be an iterable of {what}, not {type(given).__name__}") from None
     return list(iterator if most is None else islice(iterator, most))
+
+
+def each_fd(fds: Iterable[Any]) -> list[Any]:
+    """Descriptors as a list; those of a bytes object are the C ints in it, as `socket.send_fds` has them."""
+    if isinstance(fds, (bytes, bytearray)):
+        return array("i", bytes(fds)).tolist()
+    return each("fds", fds, "descriptors")
 
 
 def exported(data: Buffer, name: str, *, writable: bool = False) -> Any:

@@ -85,6 +85,11 @@ def _checked(fd: int) -> int:
     return int(fd)
 
 
+def reread(sock: object, fd: int) -> int:
+    """The descriptor of `sock` now, before a call on it is tried again: it may have been closed amid a wait."""
+    return sock.fileno() if isinstance(sock, Socket) else fd
+
+
 def take_errno() -> int:
     """The errno of the call that just failed in this thread.
 
@@ -132,22 +137,19 @@ def is_open(fd: int) -> bool:
 
 
 def wait(fd: int, events: int, deadline: float) -> None:
-    """poll(2) `fd` until it is ready or in error; TimeoutError past `deadline` (time.monotonic() seconds).
+    """poll(2) `fd` until it is ready or in error, or a signal came; TimeoutError past `deadline`, of time.monotonic().
 
     Past it also if it is ready: who waits again although it was ready may do so for ever (a byte of MSG_OOB is there).
+    After a signal the call is tried again: the handlers may have closed the socket, and its number be another file's.
     """
+    left = deadline - monotonic()
+    if left < 0:
+        raise Timeout(ETIMEDOUT, "timed out")
     pollfd = ffi.new("struct pollfd *", (fd, events, 0))
-    while True:
-        left = deadline - monotonic()
-        if left < 0:
-            raise Timeout(ETIMEDOUT, "timed out")
-        ready = lib.poll(pollfd, 1, ceil(min(left * 1000, INT_MAX)))
-        if ready > 0:
-            return
-        if ready < 0:
-            code = take_errno()
-            if code != EINTR:
-                raise os_error(code)
+    if lib.poll(pollfd, 1, ceil(min(left * 1000, INT_MAX))) < 0:
+        code = take_errno()
+        if code != EINTR:
+            raise os_error(code)
 
 
 def read_option(fd: int, level: int, option: int, value: Any, room: int) -> int:

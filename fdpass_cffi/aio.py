@@ -22,7 +22,7 @@ from anyio.lowlevel import checkpoint
 from . import message as _message
 from . import msg as _msg
 from ._listening import folder_of, listening, locked
-from ._send import each
+from ._send import each, each_fd
 from ._sock import MSG_DONTWAIT, fileno
 from .channel import MINE, PAUSE, Ends, release
 from .errors import ours
@@ -97,8 +97,11 @@ class AsyncChannel(Ends):
                 if frame is not None:
                     try:
                         await self._finish(frame)
-                    except OSError as error:
-                        raise frame.explained(error) from None
+                    except BaseException as error:
+                        frame.release()
+                        if isinstance(error, OSError):
+                            raise frame.explained(error) from None
+                        raise
                 del turn[MINE]
             except BaseException:
                 release(turn, results)
@@ -346,7 +349,7 @@ async def send_fds(
     address: object = None,
 ) -> int:
     """`send_fds` of this package, awaited: the number of bytes sent. Cancelled, nothing was sent."""
-    buffers, fds = each("buffers", buffers, "bytes-like objects"), each("fds", fds, "descriptors")
+    buffers, fds = each("buffers", buffers, "bytes-like objects"), each_fd(fds)
     return await _sent(sock, flags, lambda now: _msg.send_fds(sock, buffers, fds, now, address))
 
 

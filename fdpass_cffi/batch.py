@@ -30,7 +30,7 @@ from ._scratch import (
     SOL_SOCKET,
 )
 from ._send import MSG_NOSIGNAL, MSG_OOB, SOCK_STREAM, each, exported, pack_fds
-from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, fileno, getsockopt, take_errno
+from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, fileno, getsockopt, reread, take_errno
 from ._truncated import truncated
 from .errors import TruncatedError, ours
 from .fd import adopt, close_cells, close_owned, owners
@@ -156,6 +156,7 @@ def dispatch(
             if waiting is None:
                 waiting = Sending(sock, fd, b"", pack_fds(first), flags)
             waiting.retry(code, waiting.raw)
+            fd = reread(sock, fd)
         rest = begun(sock, fd, vector, parts, sent, flags)
         if rest is not None:
             rest.run()
@@ -164,6 +165,9 @@ def dispatch(
         sent = max(results[-1], 0)
         rest = rest or begun(sock, fd, vector, parts, sent, flags)
         told(error, sent - (rest is not None), rest)
+        if rest is not None:
+            rest.release()
+        parts.clear()  # the traceback knows them, and the caller's memory would stay locked
         raise
 
 
@@ -439,6 +443,7 @@ class Arrivals:
                 asked &= ~MSG_CMSG_CLOEXEC
             else:
                 deadline = failed(code, sock, fd, IN, flags, deadline)
+                fd = reread(sock, fd)
 
     def messages(
         self, sock: FileDescriptorLike, fd: int, got: int, most: int, flags: int

@@ -203,8 +203,11 @@ class Channel(Ends):
                 if frame is not None:
                     try:
                         self._finish(frame, timeout)
-                    except OSError as error:
-                        raise frame.explained(error) from None
+                    except BaseException as error:
+                        frame.release()
+                        if isinstance(error, OSError):
+                            raise frame.explained(error) from None
+                        raise
                 del turn[MINE]
             except BaseException:
                 release(turn, results)

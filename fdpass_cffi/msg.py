@@ -65,6 +65,7 @@ from ._send import (
     borrow,
     check_rights,
     each,
+    each_fd,
     explain,
     exported,
     gather,
@@ -77,7 +78,7 @@ from ._send import (
     transmit,
     transmit_again,
 )
-from ._sock import AF_UNIX, WRAPS, Socket, family, fileno, socket_family
+from ._sock import AF_UNIX, WRAPS, Socket, family, fileno, reread, socket_family
 from .errors import ours
 
 TYPE_CHECKING = False
@@ -158,7 +159,7 @@ def send_fds(
     if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
         block.ints[CMSG_DATA] = one
     else:
-        given = fds if type(fds) is list else each("fds", fds, "descriptors")
+        given = fds if type(fds) is list else each_fd(fds)
         raw, big = put_fds(block, given)
         if big is not None:
             keep = keep, big
@@ -172,10 +173,11 @@ def send_fds(
     if sent < 0:
         try:
             sent = transmit_again(sock, fd, block, flags)
-        except OSError as error:
-            if not ours(error):
-                raise
-            raise explain(error, fd, pack_fds(each("fds", fds, "")) if raw is None else raw) from None
+        except BaseException as error:
+            keep = None  # the traceback knows this frame, and the caller's buffers would stay locked with it
+            if isinstance(error, OSError) and ours(error):
+                raise explain(error, fd, pack_fds(each("fds", fds, "")) if raw is None else raw) from None
+            raise
     if keep is not None:
         block.reset()
     elif raw is not None:
@@ -220,11 +222,15 @@ def send_control(
         block = outgoing_pool.pop()
     except IndexError:
         block = outgoing()
-    keep = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers), put_control(block, control)
+    keep: object = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers), put_control(block, control)
     if address is not None:
         put_address(block, sock, fd, address)
     _audit("socket.sendmsg", sock, address)
-    sent = transmit(sock, fd, block, flags)
+    try:
+        sent = transmit(sock, reread(sock, fd), block, flags)
+    except BaseException:
+        keep = None  # as in send_fds
+        raise
     del keep
     block.reset()
     outgoing_pool.append(block)
@@ -411,23 +417,24 @@ def recvmsg_into(
             block = into_pool.pop()
         except IndexError:
             block = incoming()
-        keep, copies = scatter(block, buffers)
+        held: Any = scatter(block, buffers)
         room = control_room(block, ancbufsize)
-        got = receive(sock, fd, block, room, flags)
+        got = receive(sock, reread(sock, fd), block, room, flags)
         msg_flags = block.ints[FLAGS] & SHOWN
         ancdata = ancillary(block, 2)
         namelen = block.ints[NAMELEN]
         address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         disown(block)
-        for view, memory in copies:
+        for view, memory in held[1]:
             view[:] = memory
-        del keep
+        held = None
         block.msg.msg_iov, block.msg.msg_iovlen, block.lens[CONTROLLEN] = block.iov, 1, 0
         into_pool.append(block)
         if unreturned is not None:
             unreturned.hold(ancdata)
         return got, ancdata, msg_flags, address
     except BaseException:
+        held = None  # as in send_fds
         if unreturned is not None:
             unreturned.held = []  # what is closed here is not to be closed twice
         abandon(block, None if ancdata is None else inside(ancdata), into_pool)
@@ -448,6 +455,7 @@ def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) 
         try:
             got = receive_again(sock, fd, block, 0, flags)
         except BaseException:
+            keep = None  # as in send_fds
             give_back(block, into_pool)
             raise
     del keep

@@ -16,7 +16,7 @@ from ._send import (
     MSG_OOB,
     SCM_MAX_FD,
     SOCK_STREAM,
-    each,
+    each_fd,
     explain,
     exported,
     lib_sendmsg,
@@ -36,6 +36,7 @@ from ._sock import (
     fileno,
     getsockopt,
     os_error,
+    reread,
     take_errno,
     wait,
 )
@@ -89,10 +90,10 @@ def sendall_fds(
     (True, 1)
     >>> a.close(); b.close()
     """
-    sending = None
+    sending = part = None
     try:
         fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
-        given = each("fds", fds, "descriptors")
+        given = each_fd(fds)
         raw, part = pack_fds(given), exported(data, "data")
         sending = Sending(sock, fd, part, raw, c_int("flags", flags), address, packed_credentials(credentials))
         sending.check()
@@ -100,6 +101,9 @@ def sendall_fds(
         sending.run()
     except BaseException as error:
         tell(error, sending)
+        part = None
+        if sending is not None:
+            sending.release()
         raise
 
 
@@ -170,6 +174,10 @@ class Sending:
         if self.flags & MSG_OOB and (messages > 1 or size == 1):
             raise ValueError(f"flags: {what} would be lost on the byte that MSG_OOB makes urgent")
 
+    def release(self) -> None:
+        """After an exception, whose traceback knows this object: the caller's memory stays locked no longer."""
+        self.part = b""
+
     def is_stream(self) -> bool:
         """Whether the socket keeps no bounds between messages."""
         return getsockopt(self.fd, SO_TYPE) == SOCK_STREAM
@@ -197,6 +205,7 @@ class Sending:
             block = outgoing()
         keep = self.fill(block, start, size, rights)
         while True:
+            self.fd = reread(self.sock, self.fd)
             self.sizes.append(len(rights))
             self.results.extend(map(lib_sendmsg, (self.fd,), (block.msg,), (self.flags | MSG_NOSIGNAL,)))  # no bytecode
             sent = self.results[-1]
@@ -210,6 +219,7 @@ class Sending:
             try:
                 self.retry(code, rights)
             except BaseException:
+                keep = None  # as in send_fds
                 block.reset()
                 outgoing_pool.append(block)
                 raise
