@@ -1,4 +1,4 @@
-"""What an exception leaves behind: buffers that can be changed again, and a socket that is asked anew who it is."""
+"""What comes in between: exceptions and what they leave, handlers that change things amid a call, full tables."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import array
 import errno
 import gc
 import os
+import resource
 import socket
+import subprocess
 import sys
+from contextlib import suppress
 
+import anyio
 import pytest
 from support import close, descriptors, drain, fds_in, fill, identities, on_alarm, pair, rights
 
@@ -139,3 +143,144 @@ def test_a_frame_that_a_handler_keeps(fdpass, name):
             a.close()
             with pytest.raises(EOFError):
                 channel.recv()
+
+
+def test_what_a_handler_raises_comes_out_of_a_recv(fdpass):
+    """A BlockingIOError of a signal handler, as of a full wake-up pipe, is not taken for the socket's."""
+
+    def strike():
+        raise BlockingIOError(errno.EAGAIN, "the handler's")
+
+    a, b = fdpass.Channel.pair()
+    with a, b:
+        with on_alarm(strike, 0.02), pytest.raises(BlockingIOError, match="the handler's"):
+            b.recv()
+        a.send(b"after")
+        assert b"after" == b.recv().data
+
+
+def test_what_a_handler_raises_does_not_end_a_loop(fdpass):
+    """An EOFError of a signal handler is not taken for the peer's end."""
+
+    def strike():
+        raise EOFError("the handler's")
+
+    a, b = fdpass.Channel.pair()
+    with a, b, on_alarm(strike, 0.02), pytest.raises(EOFError, match="the handler's"):
+        for _ in b:
+            pass
+
+
+def test_a_handlers_os_error_is_not_explained(fdpass):
+    """send_fds gives an error of a signal handler as it is."""
+
+    class Mine(OSError):
+        pass
+
+    def strike():
+        raise Mine(errno.ENOMEM, "the handler's")
+
+    with pair() as (a, _):
+        fill(a)
+        with on_alarm(strike, 0.02), pytest.raises(Mine, match="the handler's"):
+            fdpass.send_fds(a, [b"data"], [0, 1])
+
+
+def test_a_table_that_fills_between_a_peek_and_its_read(fdpass, monkeypatch):
+    """What a peek that filled its buffer has shown is not received once more, for which there may be no room then."""
+    taken = []
+    real = fdpass._incoming.Incoming.take
+
+    def take(self, *arguments):
+        with suppress(OSError):
+            taken.append(os.dup(0))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(fdpass._incoming.Incoming, "take", take)
+    a, b = fdpass.Channel.pair()
+    with a, b, descriptors(1) as sent:
+        a.send(b"p" * 60_000)
+        a.send(b"m" * 20_000, sent)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+        try:
+            first, second = b.recv(), b.recv()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            close(taken)
+        with second:
+            assert (60_000, 20_000) == (len(first.data), len(second.data))
+            assert identities(sent) == identities([one.fileno() for one in second.fds])
+
+
+@pytest.mark.parametrize("which", ["buffers", "ancdata"])
+def test_an_iterator_is_sent_after_a_wait_too(fdpass, which):
+    """aio.sendmsg of a full socket sends what its iterators gave, and not what is left of them."""
+
+    async def main(a, b, ancdata):
+        given = {"buffers": [b"data"], "ancdata": ancdata}
+        given[which] = iter(given[which])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fdpass.aio.sendmsg, a, given["buffers"], given["ancdata"])
+            await anyio.wait_all_tasks_blocked()
+            b.setblocking(False)
+            drain(b)
+
+    with pair(SEQPACKET) as (a, b), descriptors(1) as sent:
+        a.setblocking(False)
+        fill(a)
+        anyio.run(main, a, b, rights(sent))
+        with fdpass.recv_message(b, 100, 1) as message:
+            assert (b"data", 1) == (message.data, len(message.fds))
+
+
+def test_a_list_that_changes_amid_a_send(fdpass, monkeypatch):
+    """Descriptors that a signal handler takes out of the list while it is packed are sent or not, and no others."""
+    real = fdpass._send.written
+
+    def written(block, pack_into, given):
+        del fds[1:]
+        return real(block, pack_into, given)
+
+    with pair() as (a, b), descriptors(5) as stale, descriptors(3) as sent:
+        fdpass.send_fds(a, [b"x"], stale)
+        close(fdpass.recv_fds(b, 10, 10)[1])
+        monkeypatch.setattr(fdpass._send, "written", written)
+        fds = list(sent)
+        fdpass.send_fds(a, [b"x"], fds)
+        got = fdpass.recv_fds(b, 10, 10)[1]
+        assert identities(got) in (identities(sent), identities(sent[:1]))
+        close(got)
+
+
+def test_another_class_in_the_place_of_sockets():
+    """Where socket.socket is a class of somebody else, as gevent's, its objects are taken all the same."""
+    code = """
+import socket
+a, b = socket.socketpair()
+class Wrapper:
+    def __init__(self, sock): self.sock = sock
+    def fileno(self): return self.sock.fileno()
+    def gettimeout(self): return self.sock.gettimeout()
+    @property
+    def family(self): return self.sock.family
+socket.socket = Wrapper
+import fdpass_cffi
+sent = fdpass_cffi.send_fds(Wrapper(a), [b"x"], [0])
+got = fdpass_cffi.recvmsg_into(Wrapper(b), [bytearray(4)])
+print(sent, got[0])
+a.close(), b.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ("1 1\n", "") == (done.stdout, done.stderr)
+
+
+def test_a_peeked_batch_is_one_message(fdpass):
+    """recv_messages with MSG_PEEK does not give the first message as often as it was asked for messages."""
+    with pair(SEQPACKET) as (a, b):
+        a.send(b"one")
+        a.send(b"two")
+        assert [b"one"] == [message.data for message in fdpass.recv_messages(b, 4, 10, 0, socket.MSG_PEEK)]
+        assert [b"one", b"two"] == [message.data for message in fdpass.recv_messages(b, 4, 10, 0)]
