@@ -177,12 +177,16 @@ def test_a_handlers_os_error_is_not_explained(fdpass):
     class Mine(OSError):
         pass
 
+    strikes = []
+
     def strike():
-        raise Mine(errno.ENOMEM, "the handler's")
+        strikes.append(1)
+        if len(strikes) > 2:  # the first one ends the first try, which is made elsewhere
+            raise Mine(errno.ENOMEM, "the handler's")
 
     with pair() as (a, _):
         fill(a)
-        with on_alarm(strike, 0.02), pytest.raises(Mine, match="the handler's"):
+        with on_alarm(strike, 0.02, 0.02), pytest.raises(Mine, match="the handler's"):
             fdpass.send_fds(a, [b"data"], [0, 1])
 
 
