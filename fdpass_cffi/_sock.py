@@ -146,10 +146,13 @@ def wait(fd: int, events: int, deadline: float) -> None:
     if left < 0:
         raise Timeout(ETIMEDOUT, "timed out")
     pollfd = ffi.new("struct pollfd *", (fd, events, 0))
-    if lib.poll(pollfd, 1, ceil(min(left * 1000, INT_MAX))) < 0:
+    ready = lib.poll(pollfd, 1, ceil(min(left * 1000, INT_MAX)))
+    if ready < 0:
         code = take_errno()
         if code != EINTR:
             raise os_error(code)
+    if not ready and deadline <= monotonic():
+        raise Timeout(ETIMEDOUT, "timed out")
 
 
 def read_option(fd: int, level: int, option: int, value: Any, room: int) -> int:
