@@ -32,7 +32,7 @@ from ._scratch import (
     Block,
     descriptors_in,
 )
-from ._sock import AF_UNIX, IN, failed, family, reread, take_errno
+from ._sock import AF_UNIX, IN, failed, family, reread, socket_family, take_errno
 from ._unix import unix_path
 
 TYPE_CHECKING = False
@@ -173,6 +173,15 @@ def sender(sock: Any, fd: int, raw: bytes) -> object:
     from ._address import from_sockaddr
 
     return from_sockaddr(sock, fd, raw)
+
+
+def foresee(sock: Any) -> None:
+    """Import what reads the addresses of a socket of another family than AF_UNIX, before anything is received from it.
+
+    Afterwards the table of descriptors may be full, or the package's folder gone: see _unix.
+    """
+    if socket_family(sock) != AF_UNIX:
+        from . import _address  # noqa: F401
 
 
 def items(block: Block) -> tuple[list[tuple[int, int, bytes]], bool]:

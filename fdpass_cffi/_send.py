@@ -37,11 +37,12 @@ from .errors import ours
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, Union
+    from typing import Any
+
+    from typing_extensions import Buffer
 
     from ._sock import FileDescriptorLike
 
-    Buffer = Union[bytes, bytearray, memoryview, array[Any]]
     Packer = tuple[Callable[..., None], int, int, int]
     ControlMessages = Iterable[tuple[int, int, Buffer]]
 

@@ -26,7 +26,7 @@ from ._send import each, each_fd
 from ._sock import MSG_DONTWAIT, fileno
 from .channel import MINE, PAUSE, Ends, release
 from .errors import ours
-from .frames import MAX_DATA, MAX_FDS
+from .frames import MAX_DATA, MAX_FDS, Decoder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, SupportsIndex, TypeVar
 
     from anyio.abc import TaskStatus
-    from typing_extensions import Self
+    from typing_extensions import Buffer, Self
 
     from ._outgoing import Sending
-    from ._send import Buffer, ControlMessages
+    from ._send import ControlMessages
     from ._sock import FileDescriptorLike
     from .channel import Path
     from .frames import BytesLike
@@ -256,13 +256,14 @@ async def serve(
 
     The socket at `path` is its owner's alone (0600) from the beginning, replaces a stale one, and is removed at the
     end; OSError EADDRINUSE if a server listens there (of several that start at once, all but one are refused) or it is
-    no socket. At most `max_connections` (1 or more, else ValueError) handlers run; further clients wait in the listen
-    queue. The channel is closed when its handler ends. A handler's exception is logged, and ends nothing else; only
-    what is no Exception (KeyboardInterrupt, SystemExit) ends the server. `task_status` is for anyio's TaskGroup.start:
-    it listens when that returns.
+    no socket. At most `max_connections` (1 or more) handlers run; further clients wait in the listen queue. ValueError
+    for this or another limit that cannot be. The channel is closed when its handler ends. A handler's exception is
+    logged, and ends nothing else; only what is no Exception (KeyboardInterrupt, SystemExit) ends the server.
+    `task_status` is for anyio's TaskGroup.start: it listens when that returns.
     """
     if max_connections < 1:
         raise ValueError(f"max_connections: {max_connections} is less than 1")
+    Decoder(max_data, max_fds)  # checks them, before there is a client
     free = anyio.Semaphore(max_connections)
 
     async def attend(sock: socket.socket) -> None:

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, Optional, SupportsIndex
 
-    from ._send import Buffer
+    from typing_extensions import Buffer
+
     from ._sock import FileDescriptorLike
     from .fd import OwnedFd
 

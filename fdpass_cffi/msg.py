@@ -26,6 +26,7 @@ from ._receive import (
     carried,
     control_room,
     disown,
+    foresee,
     give_back,
     lib_recvmsg,
     only_item,
@@ -86,7 +87,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, SupportsIndex
 
-    from ._send import Buffer, ControlMessages
+    from typing_extensions import Buffer
+
+    from ._send import ControlMessages
     from ._sock import FileDescriptorLike
 
     Ancillary = list[tuple[int, int, bytes]]
@@ -345,7 +348,11 @@ def recvmsg(
     (10, (b'some', [], 0, None), (b' bytes', [], 0, None))
     >>> a.close(); b.close()
     """
-    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
+    if type(sock) is Socket:
+        fd = sock.fileno()
+        foresee(sock)
+    else:
+        fd = fileno(sock, "recvmsg")
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     _first = block = ancdata = None
@@ -403,7 +410,11 @@ def recvmsg_into(
             if error.errno not in (EBADF, None) or not ours(error):
                 raise
             # else the way below says that it is closed, or knows its family
-    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
+    if type(sock) is Socket:
+        fd = sock.fileno()
+        foresee(sock)
+    else:
+        fd = fileno(sock, "recvmsg_into")
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     if type(ancbufsize) is int and not ancbufsize and type(buffers) is list and len(buffers) == 1:

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from ._send import Buffer
+    from typing_extensions import Buffer
+
     from ._sock import FileDescriptorLike
 
 INT = 4  # bytes

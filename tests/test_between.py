@@ -288,3 +288,26 @@ def test_a_peeked_batch_is_one_message(fdpass):
         a.send(b"two")
         assert [b"one"] == [message.data for message in fdpass.recv_messages(b, 4, 10, 0, socket.MSG_PEEK)]
         assert [b"one", b"two"] == [message.data for message in fdpass.recv_messages(b, 4, 10, 0)]
+
+
+@pytest.mark.parametrize("call", ["recvmsg(sock, 100)", "recvmsg_into(sock, [bytearray(100)] * 2)"])
+def test_the_first_datagram_with_a_full_table(call):
+    """What reads the sender's address is there before anything is received: nothing can be opened any more then."""
+    code = f"""
+import os, resource, socket
+import fdpass_cffi
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("127.0.0.1", 0))
+    sock.settimeout(0)
+    try:
+        fdpass_cffi.{call}
+    except BlockingIOError:
+        pass
+    sock.sendto(b"precious", sock.getsockname())
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+    print(fdpass_cffi.{call}[3] == sock.getsockname())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ("True\n", "") == (done.stdout, done.stderr)
