@@ -48,8 +48,7 @@ def _index(struct: str, field: str, size: int, base: int = 0) -> int:
 NAMELEN = _index(MSGHDR, "msg_namelen", 4)  # in ints
 FLAGS = _index(MSGHDR, "msg_flags", 4)
 LOW_FLAGS = FLAGS * 4 + (3 if sys.byteorder == "big" else 0)  # in octets: the flags below 256, as small integers
-IOVLEN = _index(MSGHDR, "msg_iovlen", LEN)  # in lens
-CONTROLLEN = _index(MSGHDR, "msg_controllen", LEN)
+CONTROLLEN = _index(MSGHDR, "msg_controllen", LEN)  # in lens
 IOV_LEN = _index("struct iovec", "iov_len", WORD, IOVEC)  # in sizes
 CMSG_LEN = _index(CMSGHDR, "cmsg_len", LEN, CONTROL)  # in lens
 CMSG_LEVEL = _index(CMSGHDR, "cmsg_level", 4, CONTROL)  # in ints

@@ -302,7 +302,7 @@ def own_affair(error: BaseException, path: Path) -> BaseException | None:
     failed: BaseException | None = error
     others: BaseException | None = None
     split = getattr(error, "split", None)
-    if isinstance(error, BaseException) and split is not None:
+    if split is not None:
         failed, others = split(Exception)
     elif not isinstance(error, Exception):
         failed, others = None, error

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from errno import ENOPROTOOPT
 
+from . import _platform
 from ._backend import CONSTANTS, SYSTEM, ffi
 from ._close import close_all
-from ._platform import DARWIN, LINUX, OPENBSD
 from ._sock import AF_UNIX, SOL_SOCKET, family, fileno, read_option, setsockopt
 from .fd import OwnedFd, adopt
 from .message import UCRED, Credentials
@@ -48,9 +48,9 @@ def peer_credentials(sock: FileDescriptorLike) -> Credentials:
     fd = fileno(sock, "getsockopt")
     if family(sock, fd) != AF_UNIX:
         raise ValueError("sock is not an AF_UNIX socket: it has no peer credentials")
-    if SYSTEM == LINUX:
+    if SYSTEM == _platform.LINUX:
         return Credentials(*UCRED.unpack(_read(fd, SOL_SOCKET, _option("SO_PEERCRED"), UCRED.size)))
-    if SYSTEM == OPENBSD:  # struct sockpeercred: uid, gid, pid
+    if SYSTEM == _platform.OPENBSD:  # struct sockpeercred: uid, gid, pid
         raw = ffi.unpack(ffi.from_buffer("int[]", _read(fd, SOL_SOCKET, _option("SO_PEERCRED"), 12)), 3)
         return Credentials(raw[2], raw[0], raw[1])
     return _xucred(fd)
@@ -64,7 +64,7 @@ def _xucred(fd: int) -> Credentials:
     level = _option("SOL_LOCAL")
     xucred = ffi.from_buffer("unsigned int[]", _read(fd, level, _option("LOCAL_PEERCRED"), 76 + 8))
     pid = 0
-    if SYSTEM == DARWIN:
+    if SYSTEM == _platform.DARWIN:
         pid = ffi.from_buffer("int[]", _read(fd, level, _option("LOCAL_PEERPID"), 4))[0]
     return Credentials(pid, xucred[1], xucred[3])
 

@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import stat
-import sys
 import uuid
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
@@ -48,6 +47,7 @@ def run(request):
 
         return anyio.run(bounded, backend=backend, backend_options=options)
 
+    run.uvloop = options.get("use_uvloop", False)
     return run
 
 
@@ -657,7 +657,7 @@ def test_the_drop_ins_wait(fdpass, run):
             assert scope.cancelled_caught
             with pytest.raises(BlockingIOError):
                 await aio.sendmsg(a, [b"never"], (), socket.MSG_DONTWAIT)
-            assert os.get_blocking(a.fileno()) or "uvloop" in sys.modules  # which sets it on what it waits for
+            assert os.get_blocking(a.fileno()) or run.uvloop  # which sets it on what it waits for
 
     with descriptors(2) as made:
         run(main, made)

@@ -193,9 +193,9 @@ def test_where_the_system_tells_it_otherwise(fdpass, monkeypatch):
     answers["LOCAL_PEERPID"] = words[3]
     answers["LOCAL_PEERCRED"] = answers["LOCAL_PEERCRED"].ljust(76, b"\0")
     with pair() as (a, _):
-        monkeypatch.setattr(creds, "SYSTEM", creds.OPENBSD)
+        monkeypatch.setattr(creds, "SYSTEM", fdpass._platform.OPENBSD)
         assert (3, 1, 2) == creds.peer_credentials(a)
-        monkeypatch.setattr(creds, "SYSTEM", creds.DARWIN)
+        monkeypatch.setattr(creds, "SYSTEM", fdpass._platform.DARWIN)
         assert (4, 2, 3) == creds.peer_credentials(a)
         monkeypatch.setattr(creds, "SYSTEM", "freebsd")
         assert (0, 2, 3) == creds.peer_credentials(a)
