@@ -17,7 +17,7 @@ import socket, sys
 sock = socket.socket(socket.AF_UNIX)
 with sock:
     sock.connect(sys.argv[1])
-    if sock.recv(1):
+    if sock.recv(1) == b"?":
         sock.send(b"hello")
         sock.recv(1)
 """
@@ -106,7 +106,7 @@ def test_each_message_carries_its_sender(fdpass, connected):
     """With pass_credentials a message names the process that sent it; turned off, no more."""
     sock, pid = connected
     fdpass.pass_credentials(sock)
-    sock.send(b"x")  # what it waits for
+    sock.send(b"?")  # what it waits for
     message = fdpass.recv_message(sock, 100, 0)
     assert (b"hello", (pid, os.getuid(), os.getgid())) == (message.data, message.credentials)
     with pair() as (a, b):
