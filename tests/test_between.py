@@ -14,9 +14,10 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from support import close, descriptors, drain, fds_in, fill, identities, on_alarm, pair, rights
+from support import EMULATED, close, descriptors, drain, fds_in, fill, identities, on_alarm, pair, rights
 
 SEQPACKET = socket.SOCK_SEQPACKET
+SOON = 0.5 if EMULATED else 0.02  # seconds, after which a call waits in the kernel
 SENDS = {
     "sendmsg": lambda m, sock, data: m.sendmsg(sock, [data]),
     "sendmsg-two": lambda m, sock, data: m.sendmsg(sock, [data, data]),
@@ -90,7 +91,7 @@ def test_a_number_that_has_become_another_sockets(fdpass, name, timeout):
                 moved.append(os.dup2(other.fileno(), number))
 
         try:
-            with on_alarm(strike, 0.02, 0.02), pytest.raises(OSError) as caught:
+            with on_alarm(strike, SOON, SOON), pytest.raises(OSError) as caught:
                 WAITS[name](fdpass, a)
         finally:
             close(moved)
@@ -132,7 +133,7 @@ def test_a_frame_that_a_handler_keeps(fdpass, name):
             if len(kept) == 1:
                 a.sendmsg([b"\0\0\0\1\0\0\0\1x" if name == "Channel" else b"x"], rights(sent))
 
-        with on_alarm(keep, 0.01):
+        with on_alarm(keep, SOON):
             fds = receives[name]()
         assert kept
         kept.clear()
@@ -153,7 +154,7 @@ def test_what_a_handler_raises_comes_out_of_a_recv(fdpass):
 
     a, b = fdpass.Channel.pair()
     with a, b:
-        with on_alarm(strike, 0.02), pytest.raises(BlockingIOError, match="the handler's"):
+        with on_alarm(strike, SOON), pytest.raises(BlockingIOError, match="the handler's"):
             b.recv()
         a.send(b"after")
         assert b"after" == b.recv().data
@@ -166,7 +167,7 @@ def test_what_a_handler_raises_does_not_end_a_loop(fdpass):
         raise EOFError("the handler's")
 
     a, b = fdpass.Channel.pair()
-    with a, b, on_alarm(strike, 0.02), pytest.raises(EOFError, match="the handler's"):
+    with a, b, on_alarm(strike, SOON), pytest.raises(EOFError, match="the handler's"):
         for _ in b:
             pass
 
@@ -186,7 +187,7 @@ def test_a_handlers_os_error_is_not_explained(fdpass):
 
     with pair() as (a, _):
         fill(a)
-        with on_alarm(strike, 0.02, 0.02), pytest.raises(Mine, match="the handler's"):
+        with on_alarm(strike, SOON, SOON), pytest.raises(Mine, match="the handler's"):
             fdpass.send_fds(a, [b"data"], [0, 1])
 
 
