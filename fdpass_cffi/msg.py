@@ -4,9 +4,10 @@ Each differs from `socket` only as its docstring says. `sock` is a socket.socket
 any object with fileno(), or an int. See sendmsg(2), recvmsg(2), cmsg(3), unix(7).
 
 Errors of all that send or receive, but for what a docstring adds: an OSError with the errno of the call, of which
-BlockingIOError where a socket does not block, or with MSG_DONTWAIT, and TimeoutError (a socket.timeout, with errno
-ETIMEDOUT) past the socket's timeout, one deadline for the whole call; TypeError, ValueError or OverflowError, before the call, that names the wrong argument;
-BufferError for a buffer that is not contiguous; NotImplementedError for an ssl.SSLSocket.
+BlockingIOError where a socket does not block, or with MSG_DONTWAIT, and TimeoutError (a socket.timeout too, errno
+ETIMEDOUT) past the socket's timeout, one deadline for the whole call; TypeError, ValueError or OverflowError, before
+the call, that names the wrong argument; BufferError for a buffer that is not contiguous; NotImplementedError for an
+ssl.SSLSocket.
 """
 
 from __future__ import annotations
