@@ -935,3 +935,22 @@ for sock in (a, b, c):
 def test_the_audit_event(fdpass):
     """A send raises socket's own audit event, socket.sendmsg with the socket and the address; a hook can veto it."""
     assert "vetoed\nvetoed\nnothing sent\n" == run_child(fdpass, AUDIT, os.urandom(8).hex())
+
+
+@needs_real_kernel
+def test_an_interface_by_its_name(fdpass):
+    """A packet goes out by the interface that is named, and its sender's address names it, as `socket` has both."""
+    try:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x88B5))
+    except (AttributeError, OSError) as error:
+        pytest.skip(f"no AF_PACKET socket here: {error}")
+    with sock:
+        sock.bind(("lo", 0x88B5))
+        sock.settimeout(20)
+        address = ("lo", 0x88B5, 0, 0, b"\0\0\0\0\0\0")
+        assert 4 == fdpass.sendmsg(sock, [b"data"], (), 0, address)
+        data, _, _, sender = fdpass.recvmsg(sock, 100, 0, socket.MSG_PEEK)
+        assert (b"data", "lo") == (data, sender[0])
+        assert sock.recvmsg(100, 0, socket.MSG_PEEK)[3] == sender
+        buffer = bytearray(100)
+        assert sender == fdpass.recvmsg_into(sock.fileno(), [buffer], 0, socket.MSG_PEEK)[3]
