@@ -31,8 +31,7 @@ from ._scratch import (
     c_ints,
     outgoing_pool,
 )
-from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, reread, take_errno
-from .errors import ours
+from ._sock import AF_UNIX, INT_MAX, OUT, SO_TYPE, failed, getsockopt, is_open, ours, reread, take_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     FileDescriptorLike = Union[int, HasFileno]
 
+PACKAGE = __name__.rpartition(".")[0]
 Socket = socket.socket
 INT_MAX = 0x7FFFFFFF
 IN, OUT = POLLIN, POLLOUT
@@ -117,6 +118,19 @@ def failed(code: int, sock: object, fd: int, events: int, flags: int, deadline: 
             wait(fd, events, deadline)
             return deadline
     raise os_error(code, fd)
+
+
+def ours(error: BaseException) -> bool:
+    """Whether this package, or a call that it made into C, raised: none but its functions are in the traceback.
+
+    A signal handler's exception comes out of the same calls, and may be of the same class.
+    """
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_globals.get("__name__", "").rpartition(".")[0] != PACKAGE:
+            return False
+        traceback = traceback.tb_next
+    return True
 
 
 def os_error(code: int, fd: int = 0) -> OSError:

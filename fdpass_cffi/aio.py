@@ -23,9 +23,8 @@ from . import message as _message
 from . import msg as _msg
 from ._listening import folder_of, listening, locked
 from ._send import each, each_fd
-from ._sock import MSG_DONTWAIT, fileno
+from ._sock import MSG_DONTWAIT, fileno, ours
 from .channel import MINE, PAUSE, Ends, release
-from .errors import ours
 from .frames import MAX_DATA, MAX_FDS, Decoder
 
 TYPE_CHECKING = False

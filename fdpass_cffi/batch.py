@@ -30,9 +30,22 @@ from ._scratch import (
     SOL_SOCKET,
 )
 from ._send import MSG_NOSIGNAL, MSG_OOB, SOCK_STREAM, each, exported, pack_fds
-from ._sock import AF_UNIX, IN, MSG_DONTWAIT, SO_TYPE, Socket, failed, family, fileno, getsockopt, reread, take_errno
+from ._sock import (
+    AF_UNIX,
+    IN,
+    MSG_DONTWAIT,
+    SO_TYPE,
+    Socket,
+    failed,
+    family,
+    fileno,
+    getsockopt,
+    ours,
+    reread,
+    take_errno,
+)
 from ._truncated import truncated
-from .errors import TruncatedError, ours
+from .errors import TruncatedError
 from .fd import adopt, close_cells, close_owned, owners
 from .message import (
     LOST,

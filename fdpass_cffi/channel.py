@@ -29,10 +29,11 @@ from ._sock import (
     fileno,
     getsockopt,
     os_error,
+    ours,
     setsockopt,
     wait,
 )
-from .errors import LocalProtocolError, ProtocolError, ours
+from .errors import LocalProtocolError, ProtocolError
 from .fd import OwnedFd
 from .frames import MAX_DATA, MAX_FDS
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 
-PACKAGE = __name__.rpartition(".")[0]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType
@@ -17,19 +16,6 @@ def raised_in(error: BaseException) -> CodeType | None:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return None if traceback is None else traceback.tb_frame.f_code
-
-
-def ours(error: BaseException) -> bool:
-    """Whether this package, or a call that it made into C, raised: none but its functions are in the traceback.
-
-    A signal handler's exception comes out of the same calls, and may be of the same class.
-    """
-    traceback = error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_globals.get("__name__", "").rpartition(".")[0] != PACKAGE:
-            return False
-        traceback = traceback.tb_next
-    return True
 
 
 class LocalProtocolError(ValueError):

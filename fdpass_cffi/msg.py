@@ -80,8 +80,7 @@ from ._send import (
     transmit,
     transmit_again,
 )
-from ._sock import AF_UNIX, WRAPS, Socket, family, fileno, reread, socket_family
-from .errors import ours
+from ._sock import AF_UNIX, WRAPS, Socket, family, fileno, ours, reread, socket_family
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
