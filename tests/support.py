@@ -25,6 +25,7 @@ EMULATED = "LAB_EMULATED" in os.environ
 # An emulated processor is that slow:
 STRIDE = 11 if EMULATED else 1  # of a test that goes through every one of something
 EXAMPLES = 20 if EMULATED else 100  # of hypothesis
+SOON = 0.5 if EMULATED else 0.02  # seconds, after which a call waits in the kernel
 needs_real_kernel = pytest.mark.skipif(
     EMULATED,
     reason="qemu-user enlarges control buffers, repairs malformed messages, and receives nothing into no buffers",

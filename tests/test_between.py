@@ -14,10 +14,9 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from support import EMULATED, close, descriptors, drain, fds_in, fill, identities, on_alarm, pair, rights
+from support import SOON, close, descriptors, drain, fds_in, fill, identities, on_alarm, pair, rights
 
 SEQPACKET = socket.SOCK_SEQPACKET
-SOON = 0.5 if EMULATED else 0.02  # seconds, after which a call waits in the kernel
 SENDS = {
     "sendmsg": lambda m, sock, data: m.sendmsg(sock, [data]),
     "sendmsg-two": lambda m, sock, data: m.sendmsg(sock, [data, data]),
