@@ -199,7 +199,7 @@ class Sending:
         return error
 
     def release(self) -> None:
-        """After an exception, whose traceback knows this object: the caller's memory stays locked no longer."""
+        """Let go of the caller's memory, for as long as an exception's traceback may know this object."""
         self.pieces, self.data = [], b""
 
     def push(self, buffers: list[BytesLike], raw: bytes, flags: int) -> int:

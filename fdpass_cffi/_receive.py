@@ -32,7 +32,7 @@ from ._scratch import (
     Block,
     descriptors_in,
 )
-from ._sock import AF_UNIX, IN, failed, family, reread, socket_family, take_errno
+from ._sock import AF_UNIX, IN, Socket, failed, family, reread, socket_family, take_errno
 from ._unix import unix_path
 
 TYPE_CHECKING = False
@@ -180,7 +180,7 @@ def foresee(sock: Any) -> None:
 
     Afterwards the table of descriptors may be full, or the package's folder gone: see _unix.
     """
-    if socket_family(sock) != AF_UNIX:
+    if isinstance(sock, Socket) and socket_family(sock) != AF_UNIX:
         from . import _address  # noqa: F401
 
 

@@ -38,9 +38,9 @@ SOL_SOCKET, SO_TYPE, SO_DOMAIN = CONSTANTS["SOL_SOCKET"], CONSTANTS["SO_TYPE"], 
 
 AF_UNIX: int = int(socket.AF_UNIX)
 # Whether socket.socket is what it is in the standard library: gevent puts a class in its place that has none in it.
-WRAPS = issubclass(Socket, _socket.socket)
+STANDARD = issubclass(Socket, _socket.socket)
 # The plain number: socket.socket.family makes an enum member of it, which takes ten times as long.
-socket_family: Callable[[Any], int] = _socket.socket.family.__get__ if WRAPS else attrgetter("family")
+socket_family: Callable[[Any], int] = _socket.socket.family.__get__ if STANDARD else attrgetter("family")
 
 Timeout: type[OSError] = socket.timeout
 if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and callers catch either

@@ -96,11 +96,10 @@ class AsyncChannel(Ends):
                 if frame is not None:
                     try:
                         await self._finish(frame)
-                    except BaseException as error:
+                    except OSError as error:
+                        raise frame.explained(error) from None
+                    finally:
                         frame.release()
-                        if isinstance(error, OSError):
-                            raise frame.explained(error) from None
-                        raise
                 del turn[MINE]
             except BaseException:
                 release(turn, results)

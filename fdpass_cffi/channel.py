@@ -204,11 +204,10 @@ class Channel(Ends):
                 if frame is not None:
                     try:
                         self._finish(frame, timeout)
-                    except BaseException as error:
+                    except OSError as error:
+                        raise frame.explained(error) from None
+                    finally:
                         frame.release()
-                        if isinstance(error, OSError):
-                            raise frame.explained(error) from None
-                        raise
                 del turn[MINE]
             except BaseException:
                 release(turn, results)

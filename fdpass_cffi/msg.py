@@ -80,7 +80,7 @@ from ._send import (
     transmit,
     transmit_again,
 )
-from ._sock import AF_UNIX, WRAPS, Socket, family, fileno, ours, reread, socket_family
+from ._sock import AF_UNIX, STANDARD, Socket, family, fileno, ours, reread, socket_family
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
 # Where no descriptor can come and no timeout counts, CPython's own method does the same on Linux: 64 KiB empty the
 # first cache of a processor, and each line of Python beside the call costs thrice then. It is taken from the class that
 # cannot be changed, since a program may have put recvmsg_into into socket.socket.
-NATIVE: Any = bytearray if CPYTHON and LINUX and WRAPS else None
+NATIVE: Any = bytearray if CPYTHON and LINUX and STANDARD else None
 native, ZERO = _socket.socket.recvmsg_into, 0
 _audit, from_buffer = sys.audit, ffi.from_buffer
 
@@ -225,16 +225,14 @@ def send_control(
         block = outgoing_pool.pop()
     except IndexError:
         block = outgoing()
-    keep: object = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers), put_control(block, control)
+    keep = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers), put_control(block, control)
     if address is not None:
         put_address(block, sock, fd, address)
     _audit("socket.sendmsg", sock, address)
     try:
         sent = transmit(sock, reread(sock, fd), block, flags)
-    except BaseException:
-        keep = None  # as in send_fds
-        raise
-    del keep
+    finally:
+        del keep  # as in send_fds
     block.reset()
     outgoing_pool.append(block)
     return sent
@@ -348,11 +346,8 @@ def recvmsg(
     (10, (b'some', [], 0, None), (b' bytes', [], 0, None))
     >>> a.close(); b.close()
     """
-    if type(sock) is Socket:
-        fd = sock.fileno()
-        foresee(sock)
-    else:
-        fd = fileno(sock, "recvmsg")
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
+    foresee(sock)
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     _first = block = ancdata = None
@@ -410,11 +405,8 @@ def recvmsg_into(
             if error.errno not in (EBADF, None) or not ours(error):
                 raise
             # else the way below says that it is closed, or knows its family
-    if type(sock) is Socket:
-        fd = sock.fileno()
-        foresee(sock)
-    else:
-        fd = fileno(sock, "recvmsg_into")
+    fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
+    foresee(sock)
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     if type(ancbufsize) is int and not ancbufsize and type(buffers) is list and len(buffers) == 1:

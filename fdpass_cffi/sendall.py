@@ -91,18 +91,19 @@ def sendall_fds(
     (True, 1)
     >>> a.close(); b.close()
     """
-    sending = part = None
+    sending = None
     try:
         fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
         given = each_fd(fds)
-        raw, part = pack_fds(given), exported(data, "data")
-        sending = Sending(sock, fd, part, raw, c_int("flags", flags), address, packed_credentials(credentials))
+        raw = pack_fds(given)
+        sending = Sending(
+            sock, fd, exported(data, "data"), raw, c_int("flags", flags), address, packed_credentials(credentials)
+        )
         sending.check()
         sys.audit("socket.sendmsg", sock, address)
         sending.run()
     except BaseException as error:
         tell(error, sending)
-        part = None
         if sending is not None:
             sending.release()
         raise

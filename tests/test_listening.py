@@ -13,8 +13,8 @@ import anyio.lowlevel
 import pytest
 
 
-def serving(fdpass, path, begun, done):
-    """Start a server at `path`, connect once all have `begun`, and stop when they are `done`; its errno, 0 for none."""
+def serving(fdpass, path, begun, done, told):
+    """Serve at `path`, connect once all have `begun`, stop when they are `done`; tell the errno, 0 for none."""
 
     async def main():
         async with anyio.create_task_group() as tasks:
@@ -32,8 +32,9 @@ def serving(fdpass, path, begun, done):
             (error,) = error.exceptions
         begun.wait(60)
         done.wait(60)
-        return error.errno
-    return 0
+        told.append(error.errno)
+    else:
+        told.append(0)
 
 
 @pytest.mark.parametrize("stale", [False, True], ids=["nothing", "stale"])
@@ -45,10 +46,7 @@ def test_of_servers_that_start_at_once_one_listens(fdpass, tmp_path, stale):
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(path)
         begun, done, told = threading.Barrier(3), threading.Barrier(3), []
-        threads = [
-            threading.Thread(target=lambda: told.append(serving(fdpass, path, begun, done)))  # noqa: B023
-            for _ in range(3)
-        ]
+        threads = [threading.Thread(target=serving, args=(fdpass, path, begun, done, told)) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -84,12 +82,21 @@ def test_a_lock_that_somebody_holds(fdpass, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_opened(fdpass, tmp_path, monkeypatch):
     """A server starts where the folder may be written to and not be read."""
+    listening, real = fdpass._listening, os.open
 
-    def refuse(*_):
-        raise PermissionError(errno.EACCES, "no")
+    def refuse(path, flags, *rest):
+        if flags == listening.FOLDER:
+            raise PermissionError(errno.EACCES, "no")
+        return real(path, flags, *rest)
 
-    listening = fdpass._listening
-    with monkeypatch.context() as patch:
-        patch.setattr(listening.os, "open", refuse)
-        with listening.folder_of(str(tmp_path / "s")) as folder:
-            assert listening.locked(folder)
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(fdpass.aio.serve, anyio.sleep, str(tmp_path / "s"))
+            assert ["s"] == os.listdir(tmp_path)
+            tasks.cancel_scope.cancel()
+
+    monkeypatch.setattr(listening.os, "open", refuse)
+    with listening.folder_of(str(tmp_path / "s")) as folder:
+        assert folder is None
+        assert listening.locked(folder)
+    anyio.run(main)
