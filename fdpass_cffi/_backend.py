@@ -76,7 +76,8 @@ WORD: int = ffi.sizeof("size_t")
 def _layout() -> Layout:
     header = "@Nii" if LINUX else "@Iii"
     if BACKEND == "api":
-        return Layout(header, lib.CMSG_SPACE(1) - lib.CMSG_SPACE(0))  # type: ignore[attr-defined]
+        align = lib.CMSG_SPACE(1) - lib.CMSG_SPACE(0)  # type: ignore[attr-defined]
+        return Layout(header, int(ffi.cast("int", align)))  # PyPy calculates slowly with what was a size_t
     return Layout(header, _platform.cmsg_align(SYSTEM, MACHINE, WORD))
 
 

@@ -30,7 +30,7 @@ from ._scratch import (
     SCM_RIGHTS,
     SOL_SOCKET,
     Block,
-    descriptors_in,
+    descriptors,
 )
 from ._sock import AF_UNIX, IN, Socket, failed, family, reread, socket_family, take_errno
 from ._unix import unix_path
@@ -154,7 +154,7 @@ def only_item(block: Block) -> list[int] | None:
         and 0 <= block.lens[CONTROLLEN] - length < LAYOUT.align
     ):
         count = (length - LAYOUT.data) >> 2
-        return [ints[CMSG_DATA]] if count == 1 else descriptors_in(block, count)
+        return [ints[CMSG_DATA]] if count == 1 else descriptors(block, count).tolist()
     return None
 
 

@@ -7,7 +7,8 @@ are atomic, so threads and signal handlers need no lock, and a forked child has 
 Fields are read and written through `ints`, `sizes` and `lens`, views of the whole block by element
 size, because that costs a third of a cdata attribute on CPython; on PyPy cdata arrays are the quick ones.
 The control buffer comes right after the msghdr, so that `head` has both headers: after a receive of one
-descriptor and nothing else, by far the most frequent, `head[:]` is `usual`, and no field need be looked at.
+descriptor and nothing else, by far the most frequent, `head[:]` is `usual`, and no field need be looked at; nor where
+it is `seen`, that of the last message with several.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from ._backend import CMSGHDR, CONSTANTS, LAYOUT, MSGHDR, WORD, ffi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Several(Protocol):
+        """The ints in a control message, as they are whenever they are asked for."""
+
+        def tolist(self) -> list[int]: ...
+
 
 PYPY = sys.implementation.name == "pypy"
 
@@ -65,8 +72,8 @@ class Block:
     """The memory of one call. `msg` points to its struct msghdr; the views cover all of it."""
 
     __slots__ = (
-        "control", "data", "extra", "head", "ints", "iov", "lens", "memory", "msg", "name", "octets", "sizes", "start",
-        "usual",
+        "control", "count", "data", "extra", "head", "ints", "iov", "lens", "many", "memory", "msg", "name", "octets",
+        "seen", "sizes", "start", "usual",
     )  # fmt: skip
 
     def __init__(self, room: int) -> None:
@@ -81,11 +88,14 @@ class Block:
         self.control: Any = ffi.buffer(start + CONTROL, CONTROL_ROOM)
         self.head: Any = ffi.buffer(memory, CONTROL + LAYOUT.data)
         self.usual = b""
+        # The last `head` that came with several descriptors and nothing else, how many, and what gives them
+        self.seen, self.count = b"", 0
+        self.many: Several = memoryview(b"")
         self.data: Any = ffi.buffer(start + DATA, room)
         if PYPY:
             self.octets: Any = ffi.cast("unsigned char *", memory)
             self.ints: Any = ffi.cast("int *", memory)
-            self.sizes: Any = ffi.cast("size_t *", memory)
+            self.sizes: Any = ffi.cast("ssize_t *", memory)  # an unsigned one would be read as a big integer
             self.lens: Any = self.sizes if LEN == WORD else self.ints
         else:
             self.octets = view = memoryview(ffi.buffer(memory)).cast("B")
@@ -143,11 +153,23 @@ def c_ints(count: int) -> Struct:
 
 if PYPY:
 
-    def descriptors_in(block: Block, count: int) -> list[int]:
+    class Ints:
+        """`count` ints in the memory of a block."""
+
+        __slots__ = ("at", "count")
+
+        def __init__(self, at: Any, count: int) -> None:
+            self.at, self.count = at, count
+
+        def tolist(self) -> list[int]:
+            """All of them."""
+            return ffi.unpack(self.at, self.count)  # type: ignore[no-any-return]
+
+    def descriptors(block: Block, count: int) -> Several:
         """The `count` ints in the data of the first control message."""
-        return ffi.unpack(block.ints + CMSG_DATA, count)  # type: ignore[no-any-return]
+        return Ints(block.ints + CMSG_DATA, count)
 else:
 
-    def descriptors_in(block: Block, count: int) -> list[int]:
+    def descriptors(block: Block, count: int) -> Several:
         """The `count` ints in the data of the first control message."""
-        return [*c_ints(count).unpack_from(block.control, LAYOUT.data)]
+        return block.ints[CMSG_DATA : CMSG_DATA + count]  # type: ignore[no-any-return]

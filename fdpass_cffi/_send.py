@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from ._sock import FileDescriptorLike
 
-    Packer = tuple[Callable[..., None], int, int, int]
+    Shape = tuple[Callable[..., bytes], slice, int, int]
     ControlMessages = Iterable[tuple[int, int, Buffer]]
 
 MSG_NOSIGNAL, MSG_OOB = CONSTANTS["MSG_NOSIGNAL"], CONSTANTS["MSG_OOB"]
@@ -52,9 +52,9 @@ IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
 MANY = 512  # the most that any kernel takes
 DATA_AT = LAYOUT.data
-packers: dict[int, Packer] = {}
+shapes: dict[int, Shape] = {}
 _PACKED = (struct.pack("i", 0), struct.pack("i", 1))
-LOW_BYTE = 0 if sys.byteorder == "little" else 3
+LOW_BYTES, HIGH_BYTES = (slice(at, None, 4) for at in ((0, 3) if sys.byteorder == "little" else (3, 0)))
 if PYPY:
 
     def _pack_ints(given: Sequence[Any]) -> bytes:
@@ -241,62 +241,76 @@ def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
 
 def refuse(raw: bytes, given: Sequence[FileDescriptorLike], name: str = "fds") -> None:
     """Raise for what packs well and is no descriptor: bools, and negative ints, whose high byte is no ASCII."""
-    low = raw[LOW_BYTE::4]
-    if (0 in low and _holds(raw, low, 0)) or (1 in low and _holds(raw, low, 1)) or not raw[3 - LOW_BYTE :: 4].isascii():
+    low = raw[LOW_BYTES]
+    if (0 in low and _holds(raw, low, 0)) or (1 in low and _holds(raw, low, 1)) or not raw[HIGH_BYTES].isascii():
         for i, item in enumerate(given):
             descriptor(item, f"{name}[{i}]")
 
 
-def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, object]:
-    """`pack_fds` and `put_rights`, right into the block where there is room; what both of them give.
-
-    After the 253 calls of close(2) that come before the next message, all that this looks at has left the caches.
-    """
-    if PYPY:
-        given = given[:]  # nobody changes it while it is written
-    count = len(given)
-    if count and count <= MANY:
-        pack_into, length, space, end = packers.get(count) or packer(count)
-        if written(block, pack_into, given):
-            raw: bytes = block.control[DATA_AT:end]
-            if not PYPY:
-                refuse(raw, given)
-            block.lens[CMSG_LEN], block.lens[CONTROLLEN] = length, space
-            return raw, None
-    raw = pack_fds(given)
-    return raw, put_rights(block, raw)
-
-
 if PYPY:
 
-    def written(block: Block, pack_into: Callable[..., None], given: Sequence[Any]) -> bool:
-        """Whether all of `given` were ints that can be descriptors; they are in the control buffer then."""
-        ints, at = block.ints, CMSG_DATA
-        for item in given:  # compiled, this takes half as long as an array
-            if type(item) is not int or not 0 <= item <= INT_MAX:
-                return False
-            ints[at] = item
-            at += 1
-        return True
+    def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, object]:
+        """`pack_fds` and `put_rights` in one; what both of them give."""
+        given = given[:]  # nobody changes it while it is written
+        size = 4 * len(given)
+        if 0 < len(given) <= MANY and written(block, given):
+            block.lens[CMSG_LEN], block.lens[CONTROLLEN] = LAYOUT.cmsg_len(size), LAYOUT.cmsg_space(size)
+            return block.control[DATA_AT : DATA_AT + size], None
+        raw = pack_fds(given)
+        return raw, put_rights(block, raw)
 else:
 
-    def written(block: Block, pack_into: Callable[..., None], given: Sequence[Any]) -> bool:
-        """Whether all of `given` were C ints; they are in the control buffer then, and some may have to be refused."""
-        try:
-            pack_into(block.control, DATA_AT, *given)
-        except (TypeError, OverflowError, struct.error) as error:
-            if not ours(error):
-                raise
+    def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, object]:
+        """`pack_fds` and `put_rights` in one; what both of them give.
+
+        After the 253 calls of close(2) that come before the next message, all that is used here has left the caches: of
+        each line, and each function called, that is most of what it costs.
+        """
+        shape = shapes.get(len(given)) or shape_for(len(given))
+        if shape is not None:
+            pack, where, length, space = shape
+            try:
+                raw = pack(*given)
+            except (TypeError, OverflowError, struct.error) as error:
+                if not ours(error):
+                    raise
+            else:
+                low = raw[LOW_BYTES]
+                if 0 in low or 1 in low or not raw[HIGH_BYTES].isascii():
+                    refuse(raw, given)
+                lens = block.lens
+                lens[CMSG_LEN], lens[CONTROLLEN] = length, space
+                block.control[where] = raw
+                return raw, None
+        raw = pack_fds(given)
+        return raw, put_rights(block, raw)
+
+
+def written(block: Block, given: Sequence[Any]) -> bool:
+    """Whether all of `given` were ints that can be descriptors; they are in the control buffer then.
+
+    Compiled by PyPy, this takes half as long as an array.
+    """
+    ints, at = block.ints, CMSG_DATA
+    for item in given:
+        if type(item) is not int or not 0 <= item <= INT_MAX:
             return False
-        return True
+        ints[at] = item
+        at += 1
+    return True
 
 
-def packer(count: int) -> Packer:
-    """How to pack `count` descriptors into a control buffer: pack_into, cmsg_len, msg_controllen, their end there."""
+def shape_for(count: int) -> Shape | None:
+    """How `count` descriptors go into a control buffer: packed by what, where to, cmsg_len, msg_controllen.
+
+    None if a message never has so many, or none.
+    """
+    if not 0 < count <= MANY:
+        return None
     size = 4 * count
-    ready = c_ints(count).pack_into, LAYOUT.cmsg_len(size), LAYOUT.cmsg_space(size), DATA_AT + size
-    packers[count] = ready
-    return ready
+    place = slice(DATA_AT, DATA_AT + size)
+    shape = shapes[count] = c_ints(count).pack, place, LAYOUT.cmsg_len(size), LAYOUT.cmsg_space(size)
+    return shape
 
 
 def put_rights(block: Block, raw: bytes) -> object:

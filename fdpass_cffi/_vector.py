@@ -91,11 +91,12 @@ class Vector:
         self.base = int(ffi.cast("size_t", self.memory))
         if PYPY:
             self.ints: Any = ffi.cast("int *", self.memory)
-            self.words: Any = ffi.cast("size_t *", self.memory)
+            self.words: Any = ffi.cast("size_t *", self.memory)  # pointers
+            self.lens: Any = ffi.cast("ssize_t *", self.memory) if LEN == WORD else self.ints  # as in _scratch
         else:
             view = memoryview(self.bytes).cast("B")
             self.ints, self.words = view.cast("i"), view.cast("L")
-        self.lens: Any = self.words if LEN == WORD else self.ints
+            self.lens = self.words if LEN == WORD else self.ints
         self.texts: Any = b""  # the memory that `lay_out` has pointed the iovecs at
         self.sizes: list[int] = []  # and what for
         self._link(named)

@@ -51,6 +51,7 @@ from ._scratch import (
     OUTGOING_DATA,
     SCM_RIGHTS,
     SOL_SOCKET,
+    descriptors,
     incoming,
     incoming_pool,
     into_pool,
@@ -102,8 +103,8 @@ PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
 # Where no descriptor can come and no timeout counts, CPython's own method does the same on Linux: 64 KiB empty the
 # first cache of a processor, and each line of Python beside the call costs thrice then. It is taken from the class that
 # cannot be changed, since a program may have put recvmsg_into into socket.socket.
-NATIVE: Any = bytearray if CPYTHON and LINUX and STANDARD else None
-native, ZERO = _socket.socket.recvmsg_into, 0
+native = _socket.socket.recvmsg_into
+NATIVE: Any = 0 if CPYTHON and LINUX and STANDARD else object()  # what `ancbufsize` and `flags` are then
 _audit, from_buffer = sys.audit, ffi.from_buffer
 
 
@@ -305,9 +306,11 @@ def recv_fds(
             data = block.data[0:got]
         else:
             data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
-        ints = block.ints
-        if block.head[:] == block.usual and maxfds:
+        ints, head = block.ints, block.head[:]
+        if head == block.usual and maxfds:
             fds, msg_flags, address = [ints[CMSG_DATA]], 0, None
+        elif head == block.seen and block.count <= maxfds:
+            fds, msg_flags, address = block.many.tolist(), 0, None
         else:
             msg_flags = ints[FLAGS] & SHOWN
             fds = only_item(block) if block.lens[CONTROLLEN] else []
@@ -316,6 +319,8 @@ def recv_fds(
                 close_tail(fds, keep)
                 if surplus:
                     msg_flags |= MSG_CTRUNC
+            elif len(fds) > 1 and not msg_flags and not ints[NAMELEN]:
+                block.seen, block.count, block.many = head, len(fds), descriptors(block, len(fds))
             namelen = ints[NAMELEN]
             address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
@@ -390,21 +395,13 @@ def recvmsg_into(
     (8, (8, [], 0, None), bytearray(b'head'), bytearray(b'body'))
     >>> a.close(); b.close()
     """
-    if (
-        ancbufsize is ZERO
-        and flags is ZERO
-        and type(buffers) is list
-        and len(buffers) == 1
-        and type(buffers[0]) is NATIVE
-        and type(sock) is Socket
-        and sock.gettimeout() is None
-    ):
+    if ancbufsize is flags is NATIVE and type(buffers) is list and type(sock) is Socket and sock.gettimeout() is None:
         try:
             return native(sock, buffers)
-        except OSError as error:
-            if error.errno not in (EBADF, None) or not ours(error):
+        except (OSError, TypeError, BufferError) as error:
+            if getattr(error, "errno", None) not in (EBADF, None) or not ours(error):
                 raise
-            # else the way below says that it is closed, or knows its family
+            # else nothing was received, and the way below says which argument is wrong, or knows the socket's family
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     foresee(sock)
     if flags != 0 and (type(flags) is not int or flags >> 31):

@@ -744,6 +744,32 @@ def test_recv_fds_keeps_what_was_asked_for(fdpass):
         close(fds)
 
 
+@needs_real_kernel
+@pytest.mark.parametrize("option", [None, PASSCRED, pytest.param(PASSPIDFD, marks=needs_pidfd)])
+def test_recv_fds_after_as_many(fdpass, option):
+    """A message is not taken for the one before it with as many descriptors, which leaves recv_fds less to look at."""
+    with pair(socket.SOCK_DGRAM) as (a, b), descriptors(4) as sent:
+        fdpass._scratch.incoming_pool[:] = [fdpass._scratch.incoming()]
+        for count, most, size, named in [
+            (3, 3, 10, False), (3, 3, 10, False), (3, 2, 10, False), (3, 9, 10, False), (3, 3, 2, False),
+            (3, 3, 2, False), (4, 4, 10, False), (3, 4, 10, False), (2, 4, 10, False), (2, 4, 10, False),
+            (1, 4, 10, False), (0, 4, 10, False), (2, 0, 10, False), (2, 4, 10, True), (2, 4, 10, True),
+            (2, 4, 10, False),
+        ]:  # fmt: skip
+            if named and not a.getsockname():
+                a.bind(b"\0" + os.urandom(5).hex().encode())
+            if option is not None and count == 3:
+                b.setsockopt(SOL_SOCKET, option, size == 10)
+            a.sendmsg([b"data"], rights(sent[:count]) if count else [])
+            before = open_numbers()
+            data, fds, flags, address = fdpass.recv_fds(b, size, most)
+            assert set(fds) == open_numbers() - before
+            expected = (CTRUNC if most < count else 0) | (TRUNC if size < 4 else 0)
+            assert (b"data"[:size], expected) == (data, flags)
+            assert (identities(sent[: min(count, most)]), a.getsockname() or None) == (identities(fds), address)
+            close(fds)
+
+
 @pytest.mark.parametrize("options", [(PASSCRED,), pytest.param((PASSCRED, PASSPIDFD), marks=needs_pidfd)])
 def test_recv_fds_beside_everything_else(fdpass, options):
     """253 descriptors beside credentials and a pidfd come whole; the pidfd, not asked for, is closed."""

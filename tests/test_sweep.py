@@ -263,7 +263,8 @@ def ways():
     """Each case with one of the exceptions on a pool that has its memory ready; the plain ones in every way."""
     for i, values in enumerate(RECEIVING):
         every = values.id.endswith("-one")
-        for pool in ["warm", "empty"] if every else ["warm"]:
+        pools = ["warm", "empty"] if every else ["warm", "again"] if values.id == "recv_fds-several" else ["warm"]
+        for pool in pools:
             for error in [KeyboardInterrupt, Bare] if every else [[KeyboardInterrupt, Bare][i % 2]]:
                 name = f"{values.id}-{pool}-{error.__name__}"
                 yield pytest.param(*values.values, pool, error, id=name, marks=values.marks)
@@ -281,8 +282,12 @@ def test_an_exception_anywhere_in_a_receive_leaves_nothing_open(fdpass, values, 
 
     @contextmanager
     def prepare():
-        ready(scratch.incoming_pool, scratch.incoming, pool == "warm")
-        ready(scratch.into_pool, scratch.incoming, pool == "warm")
+        ready(scratch.incoming_pool, scratch.incoming, pool != "empty")
+        ready(scratch.into_pool, scratch.incoming, pool != "empty")
+        if pool == "again":  # the block has seen as many before
+            with waiting(fdpass, values, sent) as call:
+                close_new_of(call)
+            assert len(sent) == scratch.incoming_pool[0].count
         with waiting(fdpass, values, sent) as call, watched_closes(fdpass, monkeypatch):
             yield call
 
