@@ -40,6 +40,7 @@ from ._scratch import (
     CMSG_DATA,
     CONTROL_ROOM,
     CONTROLLEN,
+    DATA,
     FLAGS,
     INCOMING_DATA,
     IOV_LEN,
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
 MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 U32 = Struct("=I")
+BYTES = [bytes((value,)) for value in range(256)]
 # What _into_one receives into: nothing, where a kernel installs descriptors although there is no room for them.
 PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
 # Where no descriptor can come and no timeout counts, CPython's own method does the same on Linux: 64 KiB empty the
@@ -153,7 +155,10 @@ def send_fds(
         and type(data := buffers[0]) is bytes
         and (size := len(data)) <= OUTGOING_DATA
     ):  # a copy is cheaper than an export of the bytes object
-        block.data[0:size] = data
+        if size == 1:  # the byte that a stream needs: what most programs send with descriptors
+            block.octets[DATA] = data[0]
+        else:
+            block.data[0:size] = data
         block.sizes[IOV_LEN] = size
         keep = None
     else:
@@ -167,13 +172,13 @@ def send_fds(
         raw, big = put_fds(block, given)
         if big is not None:
             keep = keep, big
-    if domain != AF_UNIX or not size or flags & MSG_OOB:
+    if domain != AF_UNIX or not size or (flags and flags & MSG_OOB):
         check_rights(domain, fd, size, raw, flags)
     if address is not None:
         put_address(block, sock, fd, address)
         keep = keep, address
     _audit("socket.sendmsg", sock, address)
-    sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL)
+    sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL if flags else MSG_NOSIGNAL)
     if sent < 0:
         try:
             sent = transmit_again(sock, fd, block, flags)
@@ -303,7 +308,7 @@ def recv_fds(
             got = lib_recvmsg(fd, block.msg, MSG_CMSG_CLOEXEC)
             if got < 0:
                 got = receive_again(sock, fd, block, CONTROL_ROOM, MSG_CMSG_CLOEXEC)
-            data = block.data[0:got]
+            data = BYTES[block.octets[DATA]] if got == 1 else block.data[0:got]
         else:
             data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
         ints, head = block.ints, block.head[:]
