@@ -50,6 +50,7 @@ MSG_ZEROCOPY = CONSTANTS.get("MSG_ZEROCOPY", 0)
 SOCK_STREAM = int(socket.SOCK_STREAM)
 IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
+INT_SIZE = 4  # bytes
 MANY = 512  # the most that any kernel takes
 DATA_AT = LAYOUT.data
 shapes: dict[int, Shape] = {}
@@ -110,7 +111,15 @@ def gather(block: Block, buffers: Iterable[Buffer]) -> object:
 
 def borrow(block: Block, buffers: Iterable[Buffer]) -> object:
     """`gather` without a copy. MSG_ZEROCOPY needs it: the kernel reads the caller's memory after the call is over."""
-    return spread(block, [exported(data, "buffers") for data in each("buffers", buffers, "bytes-like objects")])
+    return spread(block, [exported(data, "buffers") for data in each_buffer(buffers, "bytes-like objects")])
+
+
+def each_buffer(buffers: Iterable[Buffer], what: str) -> list[Any]:
+    """`buffers` as a list; EMSGSIZE for more than one message takes, before any of them is exported."""
+    found = each("buffers", buffers, what)
+    if len(found) > IOV_MAX:
+        raise OSError(EMSGSIZE, f"{os.strerror(EMSGSIZE)}: {len(found)} buffers, one message takes {IOV_MAX}")
+    return found
 
 
 def each(name: str, given: Iterable[Any], what: str, most: int | None = None) -> list[Any]:
@@ -125,6 +134,8 @@ def each(name: str, given: Iterable[Any], what: str, most: int | None = None) ->
 def each_fd(fds: Iterable[Any]) -> list[Any]:
     """Descriptors as a list; those of a bytes object are the C ints in it, as `socket.send_fds` has them."""
     if isinstance(fds, (bytes, bytearray)):
+        if len(fds) % INT_SIZE:
+            raise ValueError(f"fds: {len(fds)} bytes are no number of C ints")
         return array("i", bytes(fds)).tolist()
     return each("fds", fds, "descriptors")
 
@@ -167,8 +178,6 @@ def spread(block: Block, parts: Sequence[Any]) -> object:
         block.iov.iov_base = parts[0]
         block.sizes[IOV_LEN] = len(parts[0])
         return parts
-    if count > IOV_MAX:
-        raise OSError(EMSGSIZE, f"{os.strerror(EMSGSIZE)}: {count} buffers, one message takes {IOV_MAX}")
     iov = ffi.new("struct iovec[]", count)
     for i, part in enumerate(parts):
         iov[i].iov_base = part
@@ -185,25 +194,34 @@ def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple
     On PyPy the memory of a slice of a cast memoryview cannot be had: from_buffer gives a copy of it, and
     says so only if it is asked for writable memory. Such a buffer is received into other memory.
     """
-    parts, copies = [], []
-    for data in each("buffers", buffers, "read-write bytes-like objects"):
-        part = exported(data, "buffers", writable=True)
-        if PYPY:
-            try:
-                part = ffi.from_buffer("char[]", data, require_writable=True)
-            except TypeError:
-                copy = bytearray(data)
-                copies.append((memoryview(data).cast("B"), copy))
-                part = ffi.from_buffer("char[]", copy)
-        parts.append(part)
+    parts: list[Any] = []
+    copies: list[tuple[memoryview, bytearray]] = []
+    try:
+        parts.extend(_writable(data, copies) for data in each_buffer(buffers, "read-write bytes-like objects"))
+    except BaseException:
+        parts.clear()  # as in send_fds
+        raise
     return spread(block, parts), copies
+
+
+def _writable(data: Buffer, copies: list[tuple[memoryview, bytearray]]) -> Any:
+    """`exported` for writing, or the memory of a new entry of `copies`."""
+    part = exported(data, "buffers", writable=True)
+    if PYPY:
+        try:
+            return ffi.from_buffer("char[]", data, require_writable=True)
+        except TypeError:
+            copy = bytearray(data)
+            copies.append((memoryview(data).cast("B"), copy))
+            return ffi.from_buffer("char[]", copy)
+    return part
 
 
 def descriptor(given: FileDescriptorLike, name: str) -> int:
     """The int behind an int, an object with fileno() or one with __index__(), not looked up in the descriptor table."""
     fd: Any = given
     if not isinstance(given, int):
-        method = getattr(given, "fileno", None) or getattr(given, "__index__", None)
+        method = getattr(given, "__index__", None) or getattr(given, "fileno", None)  # as in packing
         if method is None:
             raise TypeError(f"{name} must be an int or an object with fileno(), not {type(given).__name__}")
         fd = method()
@@ -228,7 +246,8 @@ def _holds(raw: bytes, low: bytes, value: int) -> bool:
 
 
 def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
-    """A list of descriptors as C ints, each checked."""
+    """Descriptors as C ints, each checked."""
+    given = tuple(given)  # which the __index__ of one cannot change
     try:
         raw = _pack_ints(given)
     except (TypeError, OverflowError, struct.error) as error:
@@ -266,6 +285,7 @@ else:
         After the 253 calls of close(2) that come before the next message, all that is used here has left the caches: of
         each line, and each function called, that is most of what it costs.
         """
+        given = tuple(given)  # as in pack_fds
         shape = shapes.get(len(given)) or shape_for(len(given))
         if shape is not None:
             pack, where, length, space = shape

@@ -149,44 +149,46 @@ def send_fds(
         block = outgoing_pool.pop()
     except IndexError:
         block = outgoing()
-    if (
-        type(buffers) is list
-        and len(buffers) == 1
-        and type(data := buffers[0]) is bytes
-        and (size := len(data)) <= OUTGOING_DATA
-    ):  # a copy is cheaper than an export of the bytes object
-        if size == 1:  # the byte that a stream needs: what most programs send with descriptors
-            block.octets[DATA] = data[0]
-        else:
-            block.data[0:size] = data
-        block.sizes[IOV_LEN] = size
-        keep = None
-    else:
-        keep = gather(block, buffers)
-        size = block.sizes[IOV_LEN]
     raw: bytes | None = None
-    if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
-        block.ints[CMSG_DATA] = one
-    else:
-        given = fds if type(fds) is list else each_fd(fds)
-        raw, big = put_fds(block, given)
-        if big is not None:
-            keep = keep, big
-    if domain != AF_UNIX or not size or (flags and flags & MSG_OOB):
-        check_rights(domain, fd, size, raw, flags)
-    if address is not None:
-        put_address(block, sock, fd, address)
-        keep = keep, address
-    _audit("socket.sendmsg", sock, address)
-    sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL if flags else MSG_NOSIGNAL)
-    if sent < 0:
-        try:
-            sent = transmit_again(sock, fd, block, flags)
-        except BaseException as error:
-            keep = None  # the traceback knows this frame, and the caller's buffers would stay locked with it
-            if isinstance(error, OSError) and ours(error):
+    keep = None
+    try:
+        if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
+            block.ints[CMSG_DATA] = one
+        else:
+            raw, keep = put_fds(block, fds if type(fds) is list else each_fd(fds))
+        if (
+            type(buffers) is list
+            and len(buffers) == 1
+            and type(data := buffers[0]) is bytes
+            and (size := len(data)) <= OUTGOING_DATA
+        ):  # a copy is cheaper than an export of the bytes object
+            if size == 1:  # the byte that a stream needs: what most programs send with descriptors
+                block.octets[DATA] = data[0]
+            else:
+                block.data[0:size] = data
+            block.sizes[IOV_LEN] = size
+        else:
+            held = gather(block, buffers)
+            if held is not None:
+                keep = keep, held
+            size = block.sizes[IOV_LEN]
+        if domain != AF_UNIX or not size or (flags and flags & MSG_OOB):
+            check_rights(domain, fd, size, raw, flags)
+        if address is not None:
+            put_address(block, sock, fd, address)
+            keep = keep, address
+        _audit("socket.sendmsg", sock, address)
+        sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL if flags else MSG_NOSIGNAL)
+        if sent < 0:
+            try:
+                sent = transmit_again(sock, fd, block, flags)
+            except OSError as error:
+                if not ours(error):
+                    raise
                 raise explain(error, fd, pack_fds(each("fds", fds, "")) if raw is None else raw) from None
-            raise
+    except BaseException:
+        keep = held = None  # the traceback knows this frame, and the caller's buffers would stay locked with it
+        raise
     if keep is not None:
         block.reset()
     elif raw is not None:
@@ -232,10 +234,10 @@ def send_control(
     except IndexError:
         block = outgoing()
     keep = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers), put_control(block, control)
-    if address is not None:
-        put_address(block, sock, fd, address)
-    _audit("socket.sendmsg", sock, address)
     try:
+        if address is not None:
+            put_address(block, sock, fd, address)
+        _audit("socket.sendmsg", sock, address)
         sent = transmit(sock, reread(sock, fd), block, flags)
     finally:
         del keep  # as in send_fds
@@ -253,8 +255,8 @@ def packed(ancdata: ControlMessages) -> bytes:
             level, kind, data = item
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be (cmsg_level, cmsg_type, data), not {item!r}") from None
-        view = ffi.buffer(exported(data, name))
-        checked.append((c_int(f"{name}: cmsg_level", level), c_int(f"{name}: cmsg_type", kind), view))
+        raw = ffi.buffer(exported(data, name))[:]
+        checked.append((c_int(f"{name}: cmsg_level", level), c_int(f"{name}: cmsg_type", kind), raw))
     return bytes(LAYOUT.pack(merged(checked) if KERNEL.one_rights_item else checked))
 
 
@@ -400,13 +402,20 @@ def recvmsg_into(
     (8, (8, [], 0, None), bytearray(b'head'), bytearray(b'body'))
     >>> a.close(); b.close()
     """
-    if ancbufsize is flags is NATIVE and type(buffers) is list and type(sock) is Socket and sock.gettimeout() is None:
+    if (
+        ancbufsize is flags is NATIVE
+        and type(buffers) is list
+        and len(buffers) == 1
+        and type(buffers[0]) is bytearray
+        and type(sock) is Socket
+        and sock.gettimeout() is None
+    ):
         try:
             return native(sock, buffers)
-        except (OSError, TypeError, BufferError) as error:
-            if getattr(error, "errno", None) not in (EBADF, None) or not ours(error):
+        except OSError as error:
+            if error.errno not in (EBADF, None) or not ours(error):
                 raise
-            # else nothing was received, and the way below says which argument is wrong, or knows the socket's family
+            # else the way below says that it is closed, or knows its family
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     foresee(sock)
     if flags != 0 and (type(flags) is not int or flags >> 31):

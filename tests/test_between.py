@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -20,8 +21,8 @@ SEQPACKET = socket.SOCK_SEQPACKET
 SENDS = {
     "sendmsg": lambda m, sock, data: m.sendmsg(sock, [data]),
     "sendmsg-two": lambda m, sock, data: m.sendmsg(sock, [data, data]),
-    "send_fds": lambda m, sock, data: m.send_fds(sock, [data], [0]),
-    "sendall_fds": lambda m, sock, data: m.sendall_fds(sock, data, [0]),
+    "send_fds": lambda m, sock, data, fds=(0,): m.send_fds(sock, [data], fds),
+    "sendall_fds": lambda m, sock, data, fds=(0,): m.sendall_fds(sock, data, fds),
     "send_messages": lambda m, sock, data: m.send_messages(sock, [(data, [0])]),
 }
 RECEIVES = {
@@ -44,6 +45,86 @@ def test_a_buffer_can_grow_while_the_exception_lives(fdpass, name):
             {**SENDS, **RECEIVES}[name](fdpass, a if name in SENDS else b, buffer)
         buffer += b", and more"
         assert errno.EAGAIN == caught.value.errno
+
+
+WRONG = {
+    "send_fds-bool": lambda m, sock, data: m.send_fds(sock, [data], [0, True]),
+    "send_fds-negative": lambda m, sock, data: m.send_fds(sock, [data], [-1]),
+    "send_fds-buffer": lambda m, sock, data: m.send_fds(sock, [data, "text"], [0]),
+    "send_fds-buffers": lambda m, sock, data: m.send_fds(sock, [data] * 1025, [0]),
+    "send_fds-address": lambda m, sock, data: m.send_fds(sock, [data], [0], 0, 7),
+    "sendmsg-buffer": lambda m, sock, data: m.sendmsg(sock, [data, "text"]),
+    "sendmsg-address": lambda m, sock, data: m.sendmsg(sock, [data], [], 0, 7),
+    "sendmsg-ancdata": lambda m, sock, data: m.sendmsg(sock, [b"data"], [(1, 2, data), (1, 1, "text")]),
+    "sendall_fds": lambda m, sock, data: m.sendall_fds(sock, data, [True]),
+    "sendall_fds-address": lambda m, sock, data: m.sendall_fds(sock, data, [0], 0, 7),
+    "send_messages": lambda m, sock, data: m.send_messages(sock, [(data, [0]), (data, [True])]),
+    "recvmsg_into": lambda m, sock, data: m.recvmsg_into(sock, [data, b"read-only"]),
+    "recvmsg_into-buffers": lambda m, sock, data: m.recvmsg_into(sock, [data] * 1025),
+    "recvmsg_into-ancbufsize": lambda m, sock, data: m.recvmsg_into(sock, [data], -1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_buffer_can_grow_after_another_argument_was_refused(fdpass, name):
+    """The same of every error that comes before the call, in an argument beside the buffer."""
+    buffer = bytearray(5000)
+    with pair() as (a, _):
+        with pytest.raises((TypeError, ValueError, OSError)) as caught:
+            WRONG[name](fdpass, a, buffer)
+        buffer += b", and more"
+        assert caught.value is not None
+
+
+class Index:
+    """One that becomes a number by `__index__`, which does something else too."""
+
+    def __init__(self, number, act=lambda: None):
+        self.number, self.act = number, act
+
+    def __index__(self):
+        self.act()
+        return self.number
+
+
+class Both(Index):
+    """One that `__index__` and `fileno` give different numbers of."""
+
+    def fileno(self):
+        return -5
+
+
+@pytest.mark.parametrize("name", ["send_fds", "sendall_fds"])
+def test_a_list_that_its_items_change_is_checked_as_it_was(fdpass, name):
+    """What an item's __index__ puts in another's place, or adds, is not looked at, and what it replaces still is."""
+    with pair() as (a, b), descriptors(2) as sent:
+        fds = [Index(sent[0], lambda: fds.__setitem__(1, sent[1])), True]
+        with pytest.raises(TypeError, match=r"^fds\[1\] is not a file descriptor: True$"):
+            SENDS[name](fdpass, a, b"x", fds)
+        more = [Index(0, lambda: more.append(sent[0])), sent[1]]
+        SENDS[name](fdpass, a, b"x", more)
+        got = fdpass.recv_fds(b, 10, 10)[1]
+        assert identities([0, sent[1]]) == identities(got)
+        close(got)
+
+
+def test_a_number_by_index_counts_before_one_by_fileno(fdpass):
+    """As in socket.send_fds, and whatever stands beside it in the list."""
+    with pair() as (a, b), descriptors(2) as sent, open(os.devnull) as file:
+        for fds in [Both(sent[1])], [Both(sent[1]), sent[0]], [Both(sent[1]), 0], [Both(sent[1]), file]:
+            fdpass.send_fds(a, [b"x"], fds)
+            got = fdpass.recv_fds(b, 10, 10)[1]
+            assert identities(sent[1:]) == identities(got[:1])
+            close(got)
+
+
+def test_a_handler_that_cannot_be_called_is_heard_of(fdpass):
+    """A TypeError that a wrong handler makes comes out of the call that it strikes, and does not begin it anew."""
+    with pair() as (_, b), on_alarm(print, 2 * SOON, 1):
+        signal.signal(signal.SIGALRM, lambda: None)
+        for buffers in [bytearray(9)], [bytearray(9), bytearray(9)]:
+            with pytest.raises(TypeError, match="argument"):
+                fdpass.recvmsg_into(b, buffers)
 
 
 def test_a_channels_buffer_can_grow_while_the_exception_lives(fdpass):
@@ -110,7 +191,7 @@ def test_descriptors_as_bytes(fdpass):
         _, fds, _, _ = fdpass.recv_fds(b, 10, 10)
         close(fds)
         assert len(sent) == len(fds)
-        with pytest.raises(ValueError, match="multiple"):
+        with pytest.raises(ValueError, match="^fds: 3 bytes"):
             fdpass.send_fds(a, [b"x"], b"123")
 
 
