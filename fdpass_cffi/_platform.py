@@ -1,4 +1,4 @@
-"""What differs between platforms, as tables: alignment, constants, what a kernel can do.
+"""What differs between platforms: alignment, constants, what a kernel can do, the names of AF_UNIX.
 
 Pure: every function takes the platform's and the machine's name (`sys.platform`, `os.uname()`),
 so that all tables are tested on any machine. Numbers come from the headers of each system; the
@@ -6,6 +6,8 @@ so that all tables are tested on any machine. Numbers come from the headers of e
 """
 
 from __future__ import annotations
+
+from os import fsdecode
 
 LINUX, DARWIN, FREEBSD, NETBSD, OPENBSD = "linux", "darwin", "freebsd", "netbsd", "openbsd"
 SUPPORTED = (LINUX, DARWIN, FREEBSD, NETBSD, OPENBSD)
@@ -99,6 +101,18 @@ def constants(os_name: str, machine: str) -> dict[str, int]:
 def as_told(table: dict[str, int], module: object) -> dict[str, int]:
     """The table, with the numbers that a module, `socket`, has of its names."""
     return {name: int(getattr(module, name, number)) for name, number in table.items()}
+
+
+def unix_path(raw: bytes, *, bsd: bool) -> str | bytes:
+    """The address in a struct sockaddr_un of AF_UNIX: a path as str, on Linux an abstract name as bytes; unix(7).
+
+    It is here, and not with the other families, since what receives descriptors needs it at its start: a full table of
+    descriptors lets no module be opened any more, and what came with the first message would be lost to that.
+    """
+    path = raw[2:]
+    if path[:1] == b"\0" and not bsd:
+        return path  # an abstract name: every byte counts
+    return fsdecode(path.partition(b"\0")[0])
 
 
 class Kernel:

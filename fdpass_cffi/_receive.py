@@ -13,6 +13,7 @@ from errno import EINVAL, EMSGSIZE, EOPNOTSUPP
 from ._arguments import buffer_size, control_size
 from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi, lib
 from ._close import close_all
+from ._platform import unix_path
 from ._scratch import (
     CMSG_DATA,
     CMSG_LEN,
@@ -33,7 +34,6 @@ from ._scratch import (
     descriptors,
 )
 from ._sock import AF_UNIX, IN, Socket, failed, family, reread, socket_family, take_errno
-from ._unix import unix_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def sender(sock: Any, fd: int, raw: bytes) -> object:
 def foresee(sock: Any) -> None:
     """Import what reads the addresses of a socket of another family than AF_UNIX, before anything is received from it.
 
-    Afterwards the table of descriptors may be full, or the package's folder gone: see _unix.
+    Afterwards the table of descriptors may be full, or the package's folder gone: see unix_path.
     """
     if isinstance(sock, Socket) and socket_family(sock) != AF_UNIX:
         from . import _address  # noqa: F401

@@ -22,7 +22,7 @@ import sys
 from operator import index
 from struct import Struct
 
-from ._unix import unix_path
+from ._platform import unix_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -137,6 +137,10 @@ class Channel(Ends):
 
     `sock` is a socket.socket, OwnedFd or int, SOCK_STREAM or SOCK_SEQPACKET, and the channel's from now on. Its timeout
     is one deadline for each send and each recv. `max_data` (bytes) and `max_fds` bound a message in both directions.
+    SO_OOBINLINE is set on it: an urgent byte is one of the stream.
+
+    ValueError for a socket of another family or type, and for a limit below 0 or past what a frame's header can say
+    (32 bits); OSError ENOTSOCK for no socket: then it is still the caller's.
 
     One thread may send while another receives; two that do the same take turns, or get a RuntimeError. After fork(2)
     one process goes on using it and the others close theirs: the stream is one, and whoever reads a part

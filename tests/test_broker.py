@@ -300,6 +300,15 @@ def test_exec_missing(broker):
     broker.well()
 
 
+def test_exec_environment(fdpass, monkeypatch):
+    """No LISTEN_ variable but the three is handed on, and of a long name the end, as sd_listen_fds(3) allows."""
+    for name in ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_OTHER"):
+        monkeypatch.setenv(name, "7")
+    environ = fdpass.client.environment(["x" * 300, "plain", "\u00e9:\n"])
+    listen = {name: value for name, value in environ.items() if name.startswith("LISTEN_")}
+    assert {"LISTEN_FDS": "3", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": f"{'x' * 255}:plain:___"} == listen
+
+
 @pytest.mark.parametrize("arguments", [["a"], ["a", "--"], ["--", "true"], ["a", "--", "echo", "{}", "{}"]])
 def test_exec_wrong_arguments(broker, arguments):
     """Without names or a command, or with more {} than names, the status is 2 and the usage is shown."""

@@ -338,7 +338,11 @@ def test_output_closed(command):
 
 def test_wrong_arguments(command):
     """No command, or an unknown one, is status 2 and the usage."""
-    for arguments in ((), ("dance",), ("demo", "--fast"), ("info", "x")):
+    serve = "serve", "socket", "folder"
+    for arguments in (
+        (), ("dance",), ("demo", "--fast"), ("info", "x"), (*serve, "--clients", "0"), (*serve, "--requests", "0"),
+        (*serve, "--uid", "-1"), (*serve, "--seconds", "-1"), (*serve, "--seconds", "nan"),
+    ):  # fmt: skip
         done = command(*arguments)
         assert (2, "") == (done.returncode, done.stdout)
         assert "usage: fdpass" in done.stderr

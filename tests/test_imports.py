@@ -29,8 +29,8 @@ LEVELS = [
     _address _vector
     _darwin _scratch _sock _truncated
     _backend fd
-    _abi _api _arguments _close _cmsg _platform _sockaddr
-    _listening _unix errors
+    _abi _api _arguments _close _cmsg _sockaddr
+    _listening _platform errors
     """.splitlines()
     if line.strip()
 ]
@@ -39,11 +39,10 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # What the pure modules may import when they run: of the standard library these, and of the package these.
 PURE = {
     "errors": "errno",
-    "_platform": "",
+    "_platform": "os",
     "_cmsg": "struct",
     "_arguments": "operator sys",
-    "_sockaddr": "operator os socket struct sys ._unix",
-    "_unix": "os",
+    "_sockaddr": "operator os socket struct sys ._platform",
     "frames": "struct .errors",
 }
 # What _sockaddr may take from `socket`: numbers, exceptions, and what only converts.

@@ -18,6 +18,7 @@ from conftest import PACKAGE
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
+AWAITED = "AsyncChannel connect serve sendmsg recvmsg recvmsg_into send_fds recv_fds recv_message".split()
 SECONDS = 120  # after which a program counts as hung
 
 
@@ -80,6 +81,11 @@ def test_functions(fdpass):
     section = README.split("## The functions", 1)[1].split("\n## ", 1)[0]
     cells = [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in section.splitlines() if line.startswith("| `")]
     listed = {entry.split("(")[0]: entry for row in cells for entry in row}
+    awaited = {name for name in listed if name.startswith("aio.")}
+    assert {f"aio.{name}" for name in AWAITED} == awaited
+    assert all(callable(getattr(fdpass.aio, name)) for name in AWAITED)
+    for name in awaited:
+        del listed[name]
     constants = listed.keys() - fdpass.__all__
     assert set(fdpass.__all__) == listed.keys() - constants
     here = {name for name, value in vars(fdpass).items() if name.isupper() and type(value) is int}
