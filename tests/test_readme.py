@@ -18,7 +18,9 @@ from conftest import PACKAGE
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
-AWAITED = "AsyncChannel connect serve sendmsg recvmsg recvmsg_into send_fds recv_fds recv_message".split()
+AWAITED = {
+    "AsyncChannel", "connect", "serve", "sendmsg", "recvmsg", "recvmsg_into", "send_fds", "recv_fds", "recv_message",
+}  # fmt: skip
 SECONDS = 120  # after which a program counts as hung
 
 
