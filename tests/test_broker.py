@@ -545,13 +545,39 @@ def test_what_is_no_regular_file(broker):
     broker.well()
 
 
-def test_unreadable(broker):
-    """The broker's own rights count."""
-    if os.getuid() == 0:
-        pytest.skip("root may read everything")
-    (broker.served / "a").chmod(0)
-    broker.start()
-    assert b"EACCES: Permission denied" in broker.cat("a").stderr
+def test_unreadable(fdpass, tmp_path):
+    """The rights of whoever runs the broker count: what he may not read, and what lies where he may not search."""
+    root = os.geteuid() == 0
+    for name in ("open/file", "closed/file", "open/secret"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("content")
+    (tmp_path / "open/secret").chmod(0)
+    for folder, mode in ((".", 0o755), ("open", 0o755), ("closed", 0)):
+        (tmp_path / folder).chmod(mode)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    if root:
+        os.seteuid(65534)
+    try:
+        for name in (b"closed/file", b"open/secret"):
+            with pytest.raises(PermissionError):
+                fdpass.broker.open_below(folder, name)
+        fdpass.broker.open_below(folder, b"open/file").close()
+    finally:
+        if root:
+            os.seteuid(0)
+        os.close(folder)
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_what_is_opened_blocks(fdpass, broker):
+    """The O_NONBLOCK that keeps the broker from waiting is gone from the client's file, which is close-on-exec."""
+    folder = os.open(broker.served, os.O_RDONLY)
+    try:
+        with fdpass.broker.open_below(folder, b"a") as file:
+            assert os.get_blocking(file.fileno())
+            assert not os.get_inheritable(file.fileno())
+    finally:
+        os.close(folder)
 
 
 def test_components(fdpass):
