@@ -118,7 +118,7 @@ class Outgoing:
                 return None if sent == size else self.rest(frame, fd, sent, results)
         try:
             raw = pack_fds(fds) if fds else b""
-            return Sending(self, self.encode(data, raw), results, data, raw)
+            return Sending(self, self.encode(data, raw), results, data, raw, fds)
         except OSError as error:
             unsent(error)
             raise
@@ -147,16 +147,23 @@ START = Outgoing.start.__code__
 class Sending:
     """One frame on its way."""
 
-    __slots__ = ("data", "out", "pieces", "raw", "results", "size")
+    __slots__ = ("data", "given", "out", "pieces", "raw", "results", "size")
 
     def __init__(
-        self, out: Outgoing, pieces: list[Piece], results: list[int], data: BytesLike = b"", raw: bytes = b""
+        self,
+        out: Outgoing,
+        pieces: list[Piece],
+        results: list[int],
+        data: BytesLike = b"",
+        raw: bytes = b"",
+        given: object = None,
     ) -> None:
         self.out = out
         self.pieces = pieces
         self.results = results  # of each sendmsg
         self.data = data
         self.raw = raw
+        self.given = given  # the files that may be known to nobody else, and would be closed
         self.size = sum(filter((0).__lt__, results)) + sum(len(part) for buffers, _ in pieces for part in buffers)
         out.last = results, self.size
 
@@ -200,7 +207,7 @@ class Sending:
 
     def release(self) -> None:
         """Let go of the caller's memory, for as long as an exception's traceback may know this object."""
-        self.pieces, self.data = [], b""
+        self.pieces, self.data, self.given = [], b"", None
 
     def push(self, buffers: list[BytesLike], raw: bytes, flags: int) -> int:
         """One sendmsg(2); what it returned."""

@@ -149,15 +149,20 @@ def exported(data: Buffer, name: str, *, writable: bool = False) -> Any:
         try:
             view = memoryview(data)
         except TypeError:
-            view = None
-        if view is None or (writable and view.readonly):
-            kind = "read-write bytes-like" if writable else "bytes-like"
-            raise TypeError(f"{name}: a {kind} object is required, not '{type(data).__name__}'")
-        if not view.c_contiguous:  # PyPy's from_buffer takes it, and reads the wrong bytes
-            raise BufferError(f"{name}: the memoryview is not C-contiguous")
-        if PYPY:
-            return _address_on_pypy(data, view)
+            raise _no_buffer(data, name, writable) from None
+        with view:  # an exception's traceback may know it for long
+            if writable and view.readonly:
+                raise _no_buffer(data, name, writable)
+            if not view.c_contiguous:  # PyPy's from_buffer takes it, and reads the wrong bytes
+                raise BufferError(f"{name}: the memoryview is not C-contiguous")
+            if PYPY:
+                return _address_on_pypy(data, view)
     return ffi.from_buffer("char[]", data)
+
+
+def _no_buffer(data: object, name: str, writable: bool) -> TypeError:
+    kind = "read-write bytes-like" if writable else "bytes-like"
+    return TypeError(f"{name}: a {kind} object is required, not '{type(data).__name__}'")
 
 
 def _address_on_pypy(data: Buffer, view: memoryview) -> Any:

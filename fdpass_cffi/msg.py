@@ -155,7 +155,8 @@ def send_fds(
         if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
             block.ints[CMSG_DATA] = one
         else:
-            raw, keep = put_fds(block, fds if type(fds) is list else each_fd(fds))
+            given = fds if type(fds) is list else each_fd(fds)  # files that may be known to nobody else
+            raw, keep = put_fds(block, given)
         if (
             type(buffers) is list
             and len(buffers) == 1

@@ -76,6 +76,16 @@ def test_a_buffer_can_grow_after_another_argument_was_refused(fdpass, name):
         assert caught.value is not None
 
 
+@pytest.mark.parametrize("name", ["sendmsg", "recvmsg_into"])
+def test_a_refused_view_can_be_released(fdpass, name):
+    """What was asked of a memoryview that is not contiguous is forgotten with its release."""
+    buffer = bytearray(20)
+    with pair() as (a, _), memoryview(buffer)[::2] as view, pytest.raises(BufferError) as caught:
+        getattr(fdpass, name)(a, [view])
+    buffer += b"more"
+    assert "buffers" in str(caught.value)
+
+
 class Index:
     """One that becomes a number by `__index__`, which does something else too."""
 
@@ -105,6 +115,40 @@ def test_a_list_that_its_items_change_is_checked_as_it_was(fdpass, name):
         SENDS[name](fdpass, a, b"x", more)
         got = fdpass.recv_fds(b, 10, 10)[1]
         assert identities([0, sent[1]]) == identities(got)
+        close(got)
+
+
+class Own:
+    """An open descriptor that is closed with its object, and says nothing of it."""
+
+    def __init__(self, path):
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def fileno(self):
+        return self.fd
+
+    def __del__(self):
+        os.close(self.fd)
+
+
+def by_batch(module, sock, data, fds):
+    assert 1 == module.send_messages(sock, [(data, fds)])
+
+
+def by_channel(module, sock, data, fds):
+    with module.Channel(sock.dup()) as channel:
+        channel.send(data, fds)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("send", [SENDS["send_fds"], SENDS["sendall_fds"], by_batch, by_channel])
+def test_files_that_nobody_else_knows_are_sent(fdpass, send, count):
+    """What an iterator opens is open until it was sent, and closed afterwards."""
+    with pair() as (a, b):
+        send(fdpass, a, b"x", (Own(os.devnull) for _ in range(count)))
+        gc.collect()
+        got = fdpass.recv_fds(b, 10, 10)[1]
+        assert [os.stat(os.devnull).st_ino] * count == [os.fstat(fd).st_ino for fd in got]
         close(got)
 
 
