@@ -13,6 +13,7 @@ import sys
 from array import array
 from errno import EBADF, EINVAL, EMSGSIZE, ENOMEM
 from itertools import islice
+from operator import index
 
 from ._backend import CONSTANTS, LAYOUT, LINUX, ffi, lib
 from ._scratch import (
@@ -226,10 +227,17 @@ def descriptor(given: FileDescriptorLike, name: str) -> int:
     """The int behind an int, an object with fileno() or one with __index__(), not looked up in the descriptor table."""
     fd: Any = given
     if not isinstance(given, int):
-        method = getattr(given, "__index__", None) or getattr(given, "fileno", None)  # as in packing
-        if method is None:
-            raise TypeError(f"{name} must be an int or an object with fileno(), not {type(given).__name__}")
-        fd = method()
+        try:
+            fd = index(fd)  # as in packing
+        except TypeError as error:  # a transparent proxy of a file may have an __index__ that fails
+            if not ours(error):
+                raise
+            method = getattr(given, "fileno", None) or getattr(given, "__index__", None)
+            if method is None:
+                raise TypeError(
+                    f"{name} must be an int or an object with fileno(), not {type(given).__name__}"
+                ) from None
+            fd = method()
     if isinstance(fd, bool) or not isinstance(fd, int):
         raise TypeError(f"{name} is not a file descriptor: {given!r}")
     number = int(fd)

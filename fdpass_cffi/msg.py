@@ -149,8 +149,8 @@ def send_fds(
         block = outgoing_pool.pop()
     except IndexError:
         block = outgoing()
-    raw: bytes | None = None
-    keep = None
+    raw: bytes | None = None  # the descriptors, but for `one` alone
+    keep, one = None, 0
     try:
         if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
             block.ints[CMSG_DATA] = one
@@ -162,6 +162,7 @@ def send_fds(
             and len(buffers) == 1
             and type(data := buffers[0]) is bytes
             and (size := len(data)) <= OUTGOING_DATA
+            and not (flags and flags & MSG_ZEROCOPY)
         ):  # a copy is cheaper than an export of the bytes object
             if size == 1:  # the byte that a stream needs: what most programs send with descriptors
                 block.octets[DATA] = data[0]
@@ -169,7 +170,7 @@ def send_fds(
                 block.data[0:size] = data
             block.sizes[IOV_LEN] = size
         else:
-            held = gather(block, buffers)
+            held = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers)
             if held is not None:
                 keep = keep, held
             size = block.sizes[IOV_LEN]
@@ -186,7 +187,7 @@ def send_fds(
             except OSError as error:
                 if not ours(error):
                     raise
-                raise explain(error, fd, pack_fds(each("fds", fds, "")) if raw is None else raw) from None
+                raise explain(error, fd, pack_fds([one]) if raw is None else raw) from None
     except BaseException:
         keep = held = None  # the traceback knows this frame, and the caller's buffers would stay locked with it
         raise

@@ -5,12 +5,14 @@ from __future__ import annotations
 import array
 import errno
 import gc
+import operator
 import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import anyio
@@ -164,11 +166,57 @@ def test_a_number_by_index_counts_before_one_by_fileno(fdpass):
 
 def test_a_handler_that_cannot_be_called_is_heard_of(fdpass):
     """A TypeError that a wrong handler makes comes out of the call that it strikes, and does not begin it anew."""
-    with pair() as (_, b), on_alarm(print, 2 * SOON, 1):
+
+    def struck(sock, buffers):
+        signal.setitimer(signal.ITIMER_REAL, SOON)
+        return fdpass.recvmsg_into(sock, buffers)
+
+    with pair() as (a, b), on_alarm(print, 600):
         signal.signal(signal.SIGALRM, lambda: None)
         for buffers in [bytearray(9)], [bytearray(9), bytearray(9)]:
-            with pytest.raises(TypeError, match="argument"):
-                fdpass.recvmsg_into(b, buffers)
+            late = threading.Timer(50 * SOON, a.send, [b"late"])  # what a call that began anew would return
+            late.start()
+            try:
+                with pytest.raises(TypeError, match="argument"):
+                    struck(b, buffers)
+            finally:
+                late.cancel()
+                late.join()
+
+
+class Proxy:
+    """Of a file, in the way of those whose class has all special methods, whatever they stand for."""
+
+    def __init__(self, fd):
+        self.fileno = lambda: fd
+
+    __index__ = operator.index
+
+
+@pytest.mark.parametrize("send", ["send_fds", "sendall_fds"])
+def test_a_proxy_of_a_file_is_one(fdpass, send):
+    """An __index__ that fails leaves it to fileno()."""
+    with pair() as (a, b), descriptors(2) as sent:
+        for fds in [Proxy(sent[1])], [sent[1], Proxy(sent[1])]:
+            SENDS[send](fdpass, a, b"x", fds)
+            got = fdpass.recv_fds(b, 10, 10)[1]
+            assert identities(sent[1:] * len(fds)) == identities(got)
+            close(got)
+
+
+def test_the_error_is_the_calls_own(fdpass):
+    """What becomes of the list of descriptors while the buffers are gathered does not change what is said."""
+
+    def buffers():
+        fds[0] = "text"
+        yield b"data"
+
+    with pair(SEQPACKET) as (a, _):
+        a.setblocking(False)
+        fill(a)
+        fds = [a.fileno()]
+        with pytest.raises(BlockingIOError):
+            fdpass.send_fds(a, buffers(), fds)
 
 
 def test_a_channels_buffer_can_grow_while_the_exception_lives(fdpass):

@@ -470,7 +470,8 @@ def test_a_stream_over_tcp(fdpass):
 
 
 @needs_cpython  # PyPy may move a bytes object, or lend a copy of it, and its own socket always does
-def test_zero_copy_reads_the_memory_of_the_caller(fdpass):
+@pytest.mark.parametrize("send", ["sendmsg", "send_fds"])
+def test_zero_copy_reads_the_memory_of_the_caller(fdpass, send):
     """What MSG_ZEROCOPY is given and the kernel has yet to read is not written over by the next call."""
     sent, lent = b"", []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -485,7 +486,7 @@ def test_zero_copy_reads_the_memory_of_the_caller(fdpass):
             with suppress(BlockingIOError):
                 for letter in range(64):
                     lent.append(bytes([letter]) * 4000)
-                    sent += lent[-1][: fdpass.sendmsg(a, lent[-1:], [], MSG_ZEROCOPY)]
+                    sent += lent[-1][: getattr(fdpass, send)(a, lent[-1:], [], MSG_ZEROCOPY)]
             assert len(sent) > 100_000
             got = b""
             while len(got) < len(sent):
