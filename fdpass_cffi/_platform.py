@@ -1,6 +1,6 @@
 """What differs between platforms: alignment, constants, what a kernel can do, the names of AF_UNIX.
 
-Pure: every function takes the platform's and the machine's name (`sys.platform`, `os.uname()`),
+Pure: each function is told what it has to know of the platform (`sys.platform`, the machine of `os.uname()`),
 so that all tables are tested on any machine. Numbers come from the headers of each system; the
 `socket` module is asked first by `_backend`, since it knows the running system best.
 """
