@@ -51,7 +51,7 @@ MSG_ZEROCOPY = CONSTANTS.get("MSG_ZEROCOPY", 0)
 SOCK_STREAM = int(socket.SOCK_STREAM)
 IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
-INT_SIZE = 4  # bytes
+INT = 4  # bytes
 MANY = 512  # the most that any kernel takes
 DATA_AT = LAYOUT.data
 shapes: dict[int, Shape] = {}
@@ -135,7 +135,7 @@ def each(name: str, given: Iterable[Any], what: str, most: int | None = None) ->
 def each_fd(fds: Iterable[Any]) -> list[Any]:
     """Descriptors as a list; those of a bytes object are the C ints in it, as `socket.send_fds` has them."""
     if isinstance(fds, (bytes, bytearray)):
-        if len(fds) % INT_SIZE:
+        if len(fds) % INT:
             raise ValueError(f"fds: {len(fds)} bytes are no number of C ints")
         return array("i", bytes(fds)).tolist()
     return each("fds", fds, "descriptors")
@@ -205,7 +205,7 @@ def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple
     try:
         parts.extend(_writable(data, copies) for data in each_buffer(buffers, "read-write bytes-like objects"))
     except BaseException:
-        parts.clear()  # as in send_fds
+        parts.clear()  # the traceback knows this frame, as in send_fds
         raise
     return spread(block, parts), copies
 
@@ -284,7 +284,7 @@ if PYPY:
     def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, object]:
         """`pack_fds` and `put_rights` in one; what both of them give."""
         given = given[:]  # nobody changes it while it is written
-        size = 4 * len(given)
+        size = INT * len(given)
         if 0 < len(given) <= MANY and written(block, given):
             block.lens[CMSG_LEN], block.lens[CONTROLLEN] = LAYOUT.cmsg_len(size), LAYOUT.cmsg_space(size)
             return block.control[DATA_AT : DATA_AT + size], None
@@ -340,7 +340,7 @@ def shape_for(count: int) -> Shape | None:
     """
     if not 0 < count <= MANY:
         return None
-    size = 4 * count
+    size = INT * count
     place = slice(DATA_AT, DATA_AT + size)
     shape = shapes[count] = c_ints(count).pack, place, LAYOUT.cmsg_len(size), LAYOUT.cmsg_space(size)
     return shape

@@ -12,6 +12,7 @@ from ._arguments import c_int
 from ._backend import LAYOUT, ffi, lib
 from ._scratch import SCM_RIGHTS, SOL_SOCKET, Block, outgoing, outgoing_pool
 from ._send import (
+    INT,
     MSG_NOSIGNAL,
     MSG_OOB,
     SCM_MAX_FD,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
     from ._sock import FileDescriptorLike
 
-INT = 4  # bytes
 FOREVER = float("inf")
 AT_ONCE = (252, 244)  # descriptors that musl's sendmsg has room for: without credentials, and with them
 
