@@ -15,8 +15,8 @@ CPYTHON = sys.implementation.name == "cpython"
 # Whether a signal handler can run at a `return`: from 3.11 on CPython looks for signals after calls and at the ends of
 # loops alone, and only a trace or profile function can raise there.
 ALWAYS = CPYTHON and sys.version_info < (3, 11)
-# Where references are not counted, no trace function counts.
-gettrace: Callable[[], object] = sys.gettrace if CPYTHON else type(None)
+# What is not None when it is called where an `Unreturned` is to be made: never if references are not counted.
+gettrace: Callable[[], object] = object if ALWAYS else sys.gettrace if CPYTHON else type(None)
 _pop = list.pop
 _close = os.close
 
@@ -46,7 +46,7 @@ class Unreturned:
     goes away with the function's frame, the list that was being returned is known to nobody but this object if and only
     if it never reached the caller. Only CPython counts references, so only there it works.
 
-    Make one where `ALWAYS or gettrace() is not None`, known to two local variables of the function: one first assigned
+    Make one where `gettrace()` is not None, known to two local variables of the function: one first assigned
     before the variable for what is returned, and one after it. A frame lets go of its variables in that order, from
     CPython 3.14 on in the reverse one, and this object must outlive the function's own knowledge of the list.
     """

@@ -66,14 +66,15 @@ CMSG_DATA = (CONTROL + LAYOUT.data) // 4
 ONE_LEN, ONE_SPACE = LAYOUT.cmsg_len(4), LAYOUT.cmsg_space(4)
 SOL_SOCKET, SCM_RIGHTS = CONSTANTS["SOL_SOCKET"], CONSTANTS["SCM_RIGHTS"]
 MSG_CMSG_CLOEXEC = CONSTANTS.get("MSG_CMSG_CLOEXEC", 0)
+UNREADY = object()  # is no argument of anybody
 
 
 class Block:
     """The memory of one call. `msg` points to its struct msghdr; the views cover all of it."""
 
     __slots__ = (
-        "control", "count", "data", "extra", "head", "ints", "iov", "lens", "many", "memory", "msg", "name", "octets",
-        "seen", "sizes", "start", "usual",
+        "control", "count", "data", "extra", "head", "ints", "iov", "lens", "many", "memory", "most", "msg", "name", "octets",
+        "ready", "seen", "sizes", "start", "usual",
     )  # fmt: skip
 
     def __init__(self, room: int) -> None:
@@ -91,6 +92,10 @@ class Block:
         # The last `head` that came with several descriptors and nothing else, how many, and what gives them
         self.seen, self.count = b"", 0
         self.many: Several = memoryview(b"")
+        # What the block is filled in for already, told by identity: the bytes that send_fds copied last, or the
+        # `bufsize` and `maxfds` of the last recv_fds
+        self.ready: object = UNREADY
+        self.most = 0
         self.data: Any = ffi.buffer(start + DATA, room)
         if PYPY:
             self.octets: Any = ffi.cast("unsigned char *", memory)
@@ -134,6 +139,8 @@ def incoming() -> Block:
 
 outgoing_pool: list[Block] = []
 incoming_pool: list[Block] = []
+rights_out_pool: list[Block] = []  # of send_fds and recv_fds, which look at `ready`
+rights_in_pool: list[Block] = []
 into_pool: list[Block] = []  # of recvmsg_into, which points their iovec at its caller's memory
 
 

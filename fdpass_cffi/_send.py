@@ -28,6 +28,7 @@ from ._scratch import (
     PYPY,
     SCM_RIGHTS,
     SOL_SOCKET,
+    UNREADY,
     Block,
     c_ints,
     outgoing_pool,
@@ -79,7 +80,7 @@ def transmit(sock: object, fd: int, block: Block, flags: int) -> int:
     return sent if sent >= 0 else transmit_again(sock, fd, block, flags)
 
 
-def transmit_again(sock: object, fd: int, block: Block, flags: int) -> int:
+def transmit_again(sock: object, fd: int, block: Block, flags: int, pool: list[Block] = outgoing_pool) -> int:
     """`transmit` from where its first sendmsg has failed; callers in a hurry make the first one.
 
     If it raises, the block is its caller's no more: it goes back to its pool, since a new one costs more than a send.
@@ -94,7 +95,7 @@ def transmit_again(sock: object, fd: int, block: Block, flags: int) -> int:
                 return sent
     except BaseException:
         block.reset()
-        outgoing_pool.append(block)
+        pool.append(block)
         raise
 
 
@@ -106,6 +107,7 @@ def gather(block: Block, buffers: Iterable[Buffer]) -> object:
             size = len(data)
             block.data[0:size] = data  # cheaper than an export of the bytes object
             block.sizes[IOV_LEN] = size
+            block.ready = data or UNREADY
             return None
     return borrow(block, buffers)
 

@@ -13,7 +13,7 @@ from errno import EBADF, ETIMEDOUT, ETOOMANYREFS
 from time import monotonic, sleep
 
 from ._backend import CONSTANTS
-from ._close import ALWAYS, Unreturned, gettrace
+from ._close import Unreturned, gettrace
 from ._incoming import Incoming
 from ._outgoing import Outgoing, unsent
 from ._send import SOCK_STREAM
@@ -247,7 +247,7 @@ class Channel(Ends):
         """
         incoming, turn = self._incoming, self._receiving
         _first = message = deadline = None  # the order counts: see Unreturned
-        unreturned = _first = Unreturned(self._give_back) if ALWAYS or gettrace() is not None else None
+        unreturned = _first = Unreturned(self._give_back) if gettrace() is not None else None
         me: list[int] = []  # below `unreturned`, for the same reason
         try:
             try:

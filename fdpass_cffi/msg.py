@@ -19,7 +19,7 @@ from struct import Struct
 
 from ._arguments import INT_MAX, c_int, integer, most_fds
 from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi
-from ._close import ALWAYS, CPYTHON, Unreturned, close_tail, gettrace
+from ._close import CPYTHON, Unreturned, close_tail, gettrace
 from ._receive import (
     abandon,
     ancillary,
@@ -49,15 +49,17 @@ from ._scratch import (
     NOT_ARRIVED,
     ONE_LEN,
     ONE_SPACE,
-    OUTGOING_DATA,
     SCM_RIGHTS,
     SOL_SOCKET,
+    UNREADY,
     descriptors,
     incoming,
     incoming_pool,
     into_pool,
     outgoing,
     outgoing_pool,
+    rights_in_pool,
+    rights_out_pool,
 )
 from ._scratch import (
     CMSG_LEN as CMSG_LEN_AT,
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
 MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 U32 = Struct("=I")
+WHOLE = slice(None)
 BYTES = [bytes((value,)) for value in range(256)]
 # What _into_one receives into: nothing, where a kernel installs descriptors although there is no room for them.
 PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
@@ -143,47 +146,41 @@ def send_fds(
     else:
         fd = fileno(sock, "sendmsg")
         domain = family(sock, fd)
-    if flags != 0 and (type(flags) is not int or flags >> 31):
-        flags = c_int("flags", flags)
     try:
-        block = outgoing_pool.pop()
+        block = rights_out_pool.pop()
     except IndexError:
         block = outgoing()
-    raw: bytes | None = None  # the descriptors, but for `one` alone
-    keep, one = None, 0
+    raw: bytes | None  # the descriptors, but for `one` alone
+    raw = keep = None
     try:
-        if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and 1 < one <= INT_MAX:
+        if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and not one >> 31:
             block.ints[CMSG_DATA] = one
         else:
             given = fds if type(fds) is list else each_fd(fds)  # files that may be known to nobody else
             raw, keep = put_fds(block, given)
-        if (
-            type(buffers) is list
-            and len(buffers) == 1
-            and type(data := buffers[0]) is bytes
-            and (size := len(data)) <= OUTGOING_DATA
-            and not (flags and flags & MSG_ZEROCOPY)
-        ):  # a copy is cheaper than an export of the bytes object
-            if size == 1:  # the byte that a stream needs: what most programs send with descriptors
-                block.octets[DATA] = data[0]
-            else:
-                block.data[0:size] = data
-            block.sizes[IOV_LEN] = size
+        if type(buffers) is list and len(buffers) == 1 and buffers[0] is block.ready and flags == 0:
+            if domain != AF_UNIX:  # the same bytes as the last time: most programs send the one that a stream needs
+                check_rights(domain, fd, 1, raw, flags)
+            sendmsg_flags = MSG_NOSIGNAL
         else:
+            if flags != 0 and (type(flags) is not int or flags >> 31):
+                flags = c_int("flags", flags)
+            sendmsg_flags = flags | MSG_NOSIGNAL
+            block.ready = UNREADY
             held = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers)
             if held is not None:
                 keep = keep, held
             size = block.sizes[IOV_LEN]
-        if domain != AF_UNIX or not size or (flags and flags & MSG_OOB):
-            check_rights(domain, fd, size, raw, flags)
+            if domain != AF_UNIX or not size or flags & MSG_OOB:
+                check_rights(domain, fd, size, raw, flags)
         if address is not None:
             put_address(block, sock, fd, address)
             keep = keep, address
         _audit("socket.sendmsg", sock, address)
-        sent = lib_sendmsg(fd, block.msg, flags | MSG_NOSIGNAL if flags else MSG_NOSIGNAL)
+        sent = lib_sendmsg(fd, block.msg, sendmsg_flags)
         if sent < 0:
             try:
-                sent = transmit_again(sock, fd, block, flags)
+                sent = transmit_again(sock, fd, block, flags, rights_out_pool)
             except OSError as error:
                 if not ours(error):
                     raise
@@ -195,7 +192,7 @@ def send_fds(
         block.reset()
     elif raw is not None:
         block.lens[CMSG_LEN_AT], block.lens[CONTROLLEN] = ONE_LEN, ONE_SPACE
-    outgoing_pool.append(block)
+    rights_out_pool.append(block)
     return sent
 
 
@@ -294,28 +291,33 @@ def recv_fds(
     >>> os.close(fds[0]); os.close(fds[1]); a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
-    if flags != 0 and (type(flags) is not int or flags >> 31):
-        flags = c_int("flags", flags)
-    if type(maxfds) is not int or maxfds < 0:
-        maxfds = most_fds(maxfds)
     _first = block = None
     fds: list[int] | None = None
-    unreturned = _first = Unreturned(list) if ALWAYS or gettrace() is not None else None
+    unreturned = _first = Unreturned(list) if gettrace() is not None else None
     try:
         try:
-            block = incoming_pool.pop()
+            block = rights_in_pool.pop()
         except IndexError:
             block = incoming()
-        if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA and not flags:  # `bring` without a call of it
-            block.sizes[IOV_LEN] = bufsize
+        if bufsize is block.ready and maxfds is block.most and flags == 0:  # as the last time; `bring` without its call
             block.lens[CONTROLLEN] = CONTROL_ROOM
             got = lib_recvmsg(fd, block.msg, MSG_CMSG_CLOEXEC)
-            if got < 0:
-                got = receive_again(sock, fd, block, CONTROL_ROOM, MSG_CMSG_CLOEXEC)
-            data = BYTES[block.octets[DATA]] if got == 1 else block.data[0:got]
+            if got == 1:
+                data = BYTES[block.octets[DATA]]
+            else:
+                if got < 0:
+                    got = receive_again(sock, fd, block, CONTROL_ROOM, MSG_CMSG_CLOEXEC)
+                data = block.data[0:got]
         else:
+            if flags != 0 and (type(flags) is not int or flags >> 31):
+                flags = c_int("flags", flags)
+            if type(maxfds) is not int or maxfds < 0:
+                maxfds = most_fds(maxfds)
+            block.ready = UNREADY
             data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
-        ints, head = block.ints, block.head[:]
+            if type(bufsize) is int and bufsize <= INCOMING_DATA:
+                block.ready, block.most = bufsize, maxfds
+        ints, head = block.ints, block.head[WHOLE]
         if head == block.usual and maxfds:
             fds, msg_flags, address = [ints[CMSG_DATA]], 0, None
         elif head == block.seen and block.count <= maxfds:
@@ -333,12 +335,12 @@ def recv_fds(
             namelen = ints[NAMELEN]
             address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
-        incoming_pool.append(block)
+        rights_in_pool.append(block)
         if unreturned is not None:
             unreturned.hold(fds)
         return data, fds, msg_flags, address
     except BaseException:
-        abandon(block, fds, incoming_pool)
+        abandon(block, fds, rights_in_pool)
         raise
 
 
@@ -365,7 +367,7 @@ def recvmsg(
     if flags != 0 and (type(flags) is not int or flags >> 31):
         flags = c_int("flags", flags)
     _first = block = ancdata = None
-    unreturned = _first = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
+    unreturned = _first = Unreturned(inside) if ancbufsize and gettrace() is not None else None
     try:
         try:
             block = incoming_pool.pop()
@@ -427,7 +429,7 @@ def recvmsg_into(
         if type(buffer) is PLAIN:  # no descriptor can come
             return _into_one(sock, fd, buffer, flags)
     _first = block = ancdata = None
-    unreturned = _first = Unreturned(inside) if ancbufsize and (ALWAYS or gettrace() is not None) else None
+    unreturned = _first = Unreturned(inside) if ancbufsize and gettrace() is not None else None
     try:
         try:
             block = into_pool.pop()
