@@ -623,7 +623,8 @@ FRUITLESS = {  # what finds nothing, or no room
 def test_what_moves_nothing_keeps_its_memory(fdpass, name):
     """EAGAIN leaves the pools with the same blocks as before, fit for the next call: a new one takes PyPy 0.1 ms."""
     scratch = fdpass._scratch
-    pools = scratch.incoming_pool, scratch.into_pool, scratch.outgoing_pool
+    out = scratch.outgoing_pool, scratch.rights_out_pool
+    pools = scratch.incoming_pool, scratch.into_pool, scratch.rights_in_pool, *out
 
     def blocks():
         return [sorted(map(id, pool)) for pool in pools]
@@ -633,7 +634,7 @@ def test_what_moves_nothing_keeps_its_memory(fdpass, name):
         for sock in (full, empty):
             sock.setblocking(False)
         for pool in pools:
-            pool[:] = [scratch.outgoing() if pool is scratch.outgoing_pool else scratch.incoming()]
+            pool[:] = [scratch.outgoing() if any(pool is known for known in out) else scratch.incoming()]
         before = blocks()
         with fdpass.Channel(empty.dup()) as channel:
             for _ in range(3):
@@ -750,7 +751,7 @@ def test_recv_fds_keeps_what_was_asked_for(fdpass):
 def test_recv_fds_after_as_many(fdpass, option):
     """A message is not taken for the one before it with as many descriptors, which leaves recv_fds less to look at."""
     with pair(socket.SOCK_DGRAM) as (a, b), descriptors(4) as sent:
-        fdpass._scratch.incoming_pool[:] = [fdpass._scratch.incoming()]
+        fdpass._scratch.rights_in_pool[:] = [fdpass._scratch.incoming()]
         for count, most, size, named in [
             (3, 3, 10, False), (3, 3, 10, False), (3, 2, 10, False), (3, 9, 10, False), (3, 3, 2, False),
             (3, 3, 2, False), (4, 4, 10, False), (3, 4, 10, False), (2, 4, 10, False), (2, 4, 10, False),
@@ -768,6 +769,104 @@ def test_recv_fds_after_as_many(fdpass, option):
             expected = (CTRUNC if most < count else 0) | (TRUNC if size < 4 else 0)
             assert (b"data"[:size], expected) == (data, flags)
             assert (identities(sent[: min(count, most)]), a.getsockname() or None) == (identities(fds), address)
+            close(fds)
+
+
+class Word(bytes):
+    """Equal to what it is not."""
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = bytes.__hash__
+
+
+WORDS = [b"x", b"y", b"", b"several", bytes(5000), bytearray(b"x"), Word(b"z")]
+SENT = {
+    **{f"{type(word).__name__}-{word[:7]!r}": ([word], None) for word in WORDS},
+    "two": ([WORDS[0], WORDS[1]], None),
+    "none": ([], None),
+    "tuple": ((WORDS[0],), None),
+    "iterator": ([WORDS[0]], None),
+    "None": ([None], TypeError),
+    "full": ([WORDS[1]], BlockingIOError),
+    "flags": ([WORDS[1]], OverflowError),
+    "closed": ([WORDS[1]], OSError),
+}
+
+
+@pytest.mark.parametrize("second", SENT)
+@pytest.mark.parametrize("first", SENT)
+def test_send_fds_after_another(fdpass, first, second):
+    """What was sent or refused before is not sent for what is asked for now, though a block remembers its bytes."""
+    fdpass._scratch.rights_out_pool[:] = [fdpass._scratch.outgoing()]
+    with pair(socket.SOCK_DGRAM) as (a, b), pair(socket.SOCK_DGRAM) as (full, _), descriptors(2) as sent:
+        fill(full)
+        full.setblocking(False)
+        for name in (first, second, first):
+            given, error = SENT[name]
+            sock, flags = (full if name == "full" else a), (1 << 40 if name == "flags" else 0)
+            fds = [a.fileno() + 1000] if name == "closed" else sent
+            if error:
+                with pytest.raises(error):
+                    fdpass.send_fds(sock, given, fds, flags)
+                continue
+            data = b"".join(given)
+            for wanted in (sent, sent[:1]):
+                assert len(data) == fdpass.send_fds(a, iter(given) if name == "iterator" else given, wanted)
+                got, fds, flags, _ = fdpass.recv_fds(b, 9999, 2)
+                assert (data, identities(wanted), 0) == (got, identities(fds), flags)
+                close(fds)
+
+
+def test_send_fds_of_nothing_after_nothing(fdpass):
+    """No bytes are refused on a stream also where a datagram without any has gone just before."""
+    with pair() as (stream, _), pair(socket.SOCK_DGRAM) as (datagrams, _), descriptors(1) as sent:
+        assert 0 == fdpass.send_fds(datagrams, [b""], sent)
+        with pytest.raises(ValueError, match="buffers hold no byte"):
+            fdpass.send_fds(stream, [b""], sent)
+
+
+ASKED = {
+    "one": (1, 1, 0, None),
+    "four": (4, 1, 0, None),
+    "two-fds": (4, 2, 0, None),
+    "no-fd": (4, 0, 0, None),
+    "nothing": (0, 1, 0, None),
+    "large": (100_000, 1, 0, None),
+    "peek": (4, 1, socket.MSG_PEEK, None),
+    "truth": (True, True, 0, None),
+    "None": (None, 1, 0, TypeError),
+    "no-most": (4, None, 0, TypeError),
+    "negative": (-1, 1, 0, ValueError),
+    "flags": (4, 1, 1 << 40, OverflowError),
+    "no-flags": (4, 1, None, TypeError),
+    "empty": (7, 1, socket.MSG_DONTWAIT, BlockingIOError),
+    "empty-large": (100_000, 1, socket.MSG_DONTWAIT, BlockingIOError),
+}
+
+
+@needs_real_kernel
+@pytest.mark.parametrize("second", ASKED)
+@pytest.mark.parametrize("first", ASKED)
+def test_recv_fds_after_another(fdpass, first, second):
+    """What was asked for before does not decide what is given now, though a block remembers what it is ready for."""
+    fdpass._scratch.rights_in_pool[:] = [fdpass._scratch.incoming()]
+    with pair(socket.SOCK_DGRAM) as (a, b), descriptors(2) as sent:
+        b.settimeout(5)
+        for name in (first, second, first, first):
+            size, most, flags, error = ASKED[name]
+            if error:
+                with pytest.raises(error):
+                    fdpass.recv_fds(b, size, most, flags)
+                continue
+            given = b"data" * max(1, size // 5)
+            a.sendmsg([given], rights(sent))
+            data, fds, got, _ = fdpass.recv_fds(b, size, most, flags)
+            if flags:
+                b.recv(4)
+            expected = (CTRUNC if most < 2 else 0) | (TRUNC if size < 4 else 0)
+            assert (given[:size], identities(sent[:most]), expected) == (data, identities(fds), got)
             close(fds)
 
 
