@@ -300,7 +300,7 @@ def test_an_exception_anywhere_in_a_receive_leaves_nothing_open(fdpass, values, 
             close_new_of(call)
         found, boundaries = left_by(os.path.dirname(fdpass.__file__), prepare, error)
     assert [] == found
-    assert boundaries > (20 if PYPY else 100)
+    assert boundaries > (15 if PYPY else 100)
 
 
 def close_new_of(call) -> None:
