@@ -73,8 +73,8 @@ class Block:
     """The memory of one call. `msg` points to its struct msghdr; the views cover all of it."""
 
     __slots__ = (
-        "control", "count", "data", "extra", "head", "ints", "iov", "lens", "many", "memory", "most", "msg", "name", "octets",
-        "ready", "seen", "sizes", "start", "usual",
+        "control", "count", "data", "extra", "head", "ints", "iov", "lens", "many", "memory", "most", "msg", "name",
+        "octets", "ready", "seen", "sizes", "start", "usual",
     )  # fmt: skip
 
     def __init__(self, room: int) -> None:

@@ -184,7 +184,9 @@ def send_fds(
             except OSError as error:
                 if not ours(error):
                     raise
-                raise explain(error, fd, pack_fds([one]) if raw is None else raw) from None
+                if raw is None:
+                    raw = pack_fds([one])  # pyright: ignore[reportPossiblyUnboundVariable]
+                raise explain(error, fd, raw) from None
     except BaseException:
         keep = held = None  # the traceback knows this frame, and the caller's buffers would stay locked with it
         raise
@@ -313,20 +315,20 @@ def recv_fds(
                 flags = c_int("flags", flags)
             if type(maxfds) is not int or maxfds < 0:
                 maxfds = most_fds(maxfds)
-            block.ready = UNREADY
+            block.ready, block.most = UNREADY, maxfds
             data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
             if type(bufsize) is int and bufsize <= INCOMING_DATA:
-                block.ready, block.most = bufsize, maxfds
+                block.ready = bufsize
         ints, head = block.ints, block.head[WHOLE]
-        if head == block.usual and maxfds:
+        if head == block.usual and block.most:
             fds, msg_flags, address = [ints[CMSG_DATA]], 0, None
-        elif head == block.seen and block.count <= maxfds:
+        elif head == block.seen and block.count <= block.most:
             fds, msg_flags, address = block.many.tolist(), 0, None
         else:
             msg_flags = ints[FLAGS] & SHOWN
             fds = only_item(block) if block.lens[CONTROLLEN] else []
-            if fds is None or len(fds) > maxfds:
-                fds, keep, surplus = only_rights(block, maxfds, 2)
+            if fds is None or len(fds) > block.most:
+                fds, keep, surplus = only_rights(block, block.most, 2)
                 close_tail(fds, keep)
                 if surplus:
                     msg_flags |= MSG_CTRUNC
