@@ -10,7 +10,7 @@ import struct
 from array import array
 from errno import EINVAL, EMSGSIZE, EOPNOTSUPP
 
-from ._arguments import buffer_size, control_size
+from ._arguments import buffer_size, c_int, control_size, most_fds
 from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi, lib
 from ._close import close_all
 from ._platform import unix_path
@@ -30,6 +30,7 @@ from ._scratch import (
     NOT_ARRIVED,
     SCM_RIGHTS,
     SOL_SOCKET,
+    UNREADY,
     Block,
     descriptors,
 )
@@ -133,6 +134,22 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
     if flags & MSG_TRUNC:
         wipe(block, sock, fd)
     return received_data(block, memory, receive(sock, fd, block, room, flags))
+
+
+def bring_rights(sock: Any, fd: int, block: Block, bufsize: Any, maxfds: Any, flags: Any) -> tuple[int, bytes]:
+    """`bring` where descriptors are wanted: `flags`, checked, and the data. The block remembers what it was asked for.
+
+    The next call with the same `bufsize` and `maxfds`, and no flags, has nothing to check and nothing to fill in.
+    """
+    if flags != 0 and (type(flags) is not int or flags >> 31):
+        flags = c_int("flags", flags)
+    if type(maxfds) is not int or maxfds < 0:
+        maxfds = most_fds(maxfds)
+    block.ready, block.most = UNREADY, maxfds
+    data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
+    if type(bufsize) is int and bufsize <= INCOMING_DATA:
+        block.ready = bufsize
+    return flags, data
 
 
 def wipe(block: Block, sock: Any, fd: int) -> None:

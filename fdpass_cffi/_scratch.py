@@ -67,6 +67,7 @@ ONE_LEN, ONE_SPACE = LAYOUT.cmsg_len(4), LAYOUT.cmsg_space(4)
 SOL_SOCKET, SCM_RIGHTS = CONSTANTS["SOL_SOCKET"], CONSTANTS["SCM_RIGHTS"]
 MSG_CMSG_CLOEXEC = CONSTANTS.get("MSG_CMSG_CLOEXEC", 0)
 UNREADY = object()  # is no argument of anybody
+WHOLE = slice(None)
 
 
 class Block:
@@ -93,7 +94,7 @@ class Block:
         self.seen, self.count = b"", 0
         self.many: Several = memoryview(b"")
         # What the block is filled in for already, told by identity: the bytes that send_fds copied last, or the
-        # `bufsize` and `maxfds` of the last recv_fds
+        # `bufsize` and `maxfds` of the last receive
         self.ready: object = UNREADY
         self.most = 0
         self.data: Any = ffi.buffer(start + DATA, room)
@@ -139,7 +140,7 @@ def incoming() -> Block:
 
 outgoing_pool: list[Block] = []
 incoming_pool: list[Block] = []
-rights_out_pool: list[Block] = []  # of send_fds and recv_fds, which look at `ready`
+rights_out_pool: list[Block] = []  # of send_fds, and of recv_fds and recv_message, which look at `ready`
 rights_in_pool: list[Block] = []
 into_pool: list[Block] = []  # of recvmsg_into, which points their iovec at its caller's memory
 

@@ -10,31 +10,20 @@ import struct
 from collections import namedtuple
 from errno import EMFILE, ENFILE
 
-from ._arguments import c_int, most_fds
 from ._backend import CONSTANTS
-from ._receive import (
-    abandon,
-    ancillary,
-    bring,
-    carried,
-    lib_recvmsg,
-    only_item,
-    receive_again,
-    sender,
-)
+from ._receive import abandon, ancillary, bring_rights, carried, lib_recvmsg, only_item, receive_again, sender
 from ._scratch import (
     CMSG_DATA,
     CONTROL_ROOM,
     CONTROLLEN,
     FLAGS,
-    INCOMING_DATA,
-    IOV_LEN,
     MSG_CMSG_CLOEXEC,
     NAMELEN,
     NOT_ARRIVED,
     SOL_SOCKET,
+    WHOLE,
     incoming,
-    incoming_pool,
+    rights_in_pool,
 )
 from ._send import SOCK_STREAM
 from ._sock import SO_TYPE, Socket, fileno, getsockopt
@@ -180,32 +169,27 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
     >>> a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
-    if flags != 0 and (type(flags) is not int or flags >> 31):
-        flags = c_int("flags", flags)
-    if type(maxfds) is not int or maxfds < 0:
-        maxfds = most_fds(maxfds)
     block = None
     fds: list[int] | None = None
     owned: list[OwnedFd] = []
     try:
         try:
-            block = incoming_pool.pop()
+            block = rights_in_pool.pop()
         except IndexError:
             block = incoming()
-        if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA and not flags:  # `bring` without a call of it
-            block.sizes[IOV_LEN] = bufsize
+        if bufsize is block.ready and maxfds is block.most and flags == 0:  # as in recv_fds
             block.lens[CONTROLLEN] = CONTROL_ROOM
             got = lib_recvmsg(fd, block.msg, MSG_CMSG_CLOEXEC)
             if got < 0:
                 got = receive_again(sock, fd, block, CONTROL_ROOM, MSG_CMSG_CLOEXEC)
             data = block.data[0:got]
         else:
-            data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
-        ints = block.ints
-        if block.head[:] == block.usual and maxfds:
+            flags, data = bring_rights(sock, fd, block, bufsize, maxfds, flags)
+        ints, most = block.ints, block.most
+        if block.head[WHOLE] == block.usual and most:
             fds = [ints[CMSG_DATA]]
             ints[NAMELEN] = NOT_ARRIVED
-            incoming_pool.append(block)
+            rights_in_pool.append(block)
             owned = adopt_shared(fds)
             return plain_message(data, owned)
         msg_flags = ints[FLAGS] & SHOWN
@@ -224,11 +208,11 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
         namelen = ints[NAMELEN]
         address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
-        incoming_pool.append(block)
+        rights_in_pool.append(block)
         count = len(fds) - len(pidfds) if pidfds else len(fds)
-        if count > maxfds or (msg_flags & LOST and lost(msg_flags, flags)):
+        if count > most or (msg_flags & LOST and lost(msg_flags, flags)):
             owned = adopt(fds)  # first of all, in case that a second exception comes into the making of this one
-            error = truncated(msg_flags, data, count, maxfds, CONTROL_ROOM - used)
+            error = truncated(msg_flags, data, count, most, CONTROL_ROOM - used)
             close_owned(owned)
             try:
                 raise error
@@ -242,7 +226,7 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
                 message.credentials = None
         return message
     except BaseException:
-        abandon(block, fds, incoming_pool)
+        abandon(block, fds, rights_in_pool)
         close_owned(owned)
         raise
 

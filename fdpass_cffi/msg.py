@@ -17,13 +17,14 @@ import sys
 from errno import EAFNOSUPPORT, EBADF
 from struct import Struct
 
-from ._arguments import INT_MAX, c_int, integer, most_fds
+from ._arguments import INT_MAX, c_int, integer
 from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi
 from ._close import CPYTHON, Unreturned, close_tail, gettrace
 from ._receive import (
     abandon,
     ancillary,
     bring,
+    bring_rights,
     carried,
     control_room,
     disown,
@@ -42,7 +43,6 @@ from ._scratch import (
     CONTROLLEN,
     DATA,
     FLAGS,
-    INCOMING_DATA,
     IOV_LEN,
     MSG_CMSG_CLOEXEC,
     NAMELEN,
@@ -52,6 +52,7 @@ from ._scratch import (
     SCM_RIGHTS,
     SOL_SOCKET,
     UNREADY,
+    WHOLE,
     descriptors,
     incoming,
     incoming_pool,
@@ -101,7 +102,6 @@ if TYPE_CHECKING:
 MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 U32 = Struct("=I")
-WHOLE = slice(None)
 BYTES = [bytes((value,)) for value in range(256)]
 # What _into_one receives into: nothing, where a kernel installs descriptors although there is no room for them.
 PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
@@ -311,14 +311,7 @@ def recv_fds(
                     got = receive_again(sock, fd, block, CONTROL_ROOM, MSG_CMSG_CLOEXEC)
                 data = block.data[0:got]
         else:
-            if flags != 0 and (type(flags) is not int or flags >> 31):
-                flags = c_int("flags", flags)
-            if type(maxfds) is not int or maxfds < 0:
-                maxfds = most_fds(maxfds)
-            block.ready, block.most = UNREADY, maxfds
-            data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
-            if type(bufsize) is int and bufsize <= INCOMING_DATA:
-                block.ready = bufsize
+            _, data = bring_rights(sock, fd, block, bufsize, maxfds, flags)
         ints, head = block.ints, block.head[WHOLE]
         if head == block.usual and block.most:
             fds, msg_flags, address = [ints[CMSG_DATA]], 0, None

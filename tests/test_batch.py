@@ -112,9 +112,10 @@ def test_no_more_than_1024_at_once(fdpass, way, count):
         got, sent = [], [(b"%d" % i, [one]) for i in range(count)]
         thread = threading.Thread(target=receive_all, daemon=True, args=(fdpass, b, count, got))
         thread.start()
-        assert 1024 == fdpass.send_messages(a, sent)
-        if sent[1024:]:
-            assert count - 1024 == fdpass.send_messages(a, sent[1024:])
+        numbers = []  # a call may send fewer than it could
+        while sum(numbers) < count:
+            numbers.append(fdpass.send_messages(a, sent[sum(numbers) :]))
+        assert 1 <= min(numbers) <= max(numbers) <= 1024
         thread.join()
         assert [data for data, _ in sent] == got
 

@@ -137,6 +137,7 @@ def test_an_exception_anywhere_leaves_nothing_open(fdpass, name, pool, error, qu
     def prepare():
         if pool == "empty":
             fdpass._scratch.incoming_pool.clear()
+            fdpass._scratch.rights_in_pool.clear()
             fdpass.batch._pool.clear()
         with waiting(fdpass, call, counts, options, kind, sent) as ready:
             yield ready
