@@ -34,6 +34,30 @@ def test_data_and_descriptors_arrive_owned_and_close_on_exec(fdpass, kind, count
         assert not set(numbers) & open_numbers()
 
 
+ASKED = [(4, 1, 0), (4, 2, 0), (9, 1, 0), (3, 1, 0), (4, 0, 0), (9, 1, socket.MSG_PEEK), (100_000, 1, 0)]
+
+
+@pytest.mark.parametrize("second", ASKED)
+@pytest.mark.parametrize("first", ASKED)
+def test_one_call_does_not_decide_for_the_next(fdpass, first, second):
+    """What was asked for before, of recv_message or recv_fds, is not what is given now."""
+    fdpass._scratch.rights_in_pool[:] = [fdpass._scratch.incoming()]
+    with pair(socket.SOCK_DGRAM) as (a, b), descriptors(1) as sent:
+        b.settimeout(5)
+        for size, most, flags in (first, second, second, first):
+            given = b"data" * max(1, size // 5)
+            a.sendmsg([given], rights(sent))
+            if size < 4 or not most:
+                with pytest.raises(fdpass.TruncatedError) as caught:
+                    fdpass.recv_message(b, size, most, flags)
+                assert given[:size] == caught.value.data
+                continue
+            with fdpass.recv_message(b, size, most, flags) as message:
+                assert (given, 1) == (message.data, len(message.fds))
+            if flags:
+                assert given == b.recv(9)
+
+
 def test_what_was_taken_stays_open(fdpass):
     """The end of the block closes what is left and nothing that was taken, popped or closed before."""
     with pair() as (a, b), descriptors(4) as sent:
