@@ -13,9 +13,11 @@ from errno import EMFILE, ENFILE
 from ._backend import CONSTANTS
 from ._receive import abandon, ancillary, bring_rights, carried, lib_recvmsg, only_item, receive_again, sender
 from ._scratch import (
+    BYTES,
     CMSG_DATA,
     CONTROL_ROOM,
     CONTROLLEN,
+    DATA,
     FLAGS,
     MSG_CMSG_CLOEXEC,
     NAMELEN,
@@ -180,9 +182,12 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
         if bufsize is block.ready and maxfds is block.most and flags == 0:  # as in recv_fds
             block.lens[CONTROLLEN] = CONTROL_ROOM
             got = lib_recvmsg(fd, block.msg, MSG_CMSG_CLOEXEC)
-            if got < 0:
-                got = receive_again(sock, fd, block, CONTROL_ROOM, MSG_CMSG_CLOEXEC)
-            data = block.data[0:got]
+            if got == 1:
+                data = BYTES[block.octets[DATA]]
+            else:
+                if got < 0:
+                    got = receive_again(sock, fd, block, CONTROL_ROOM, MSG_CMSG_CLOEXEC)
+                data = block.data[0:got]
         else:
             flags, data = bring_rights(sock, fd, block, bufsize, maxfds, flags)
         ints, most = block.ints, block.most

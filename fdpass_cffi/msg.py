@@ -38,6 +38,7 @@ from ._receive import (
     sender,
 )
 from ._scratch import (
+    BYTES,
     CMSG_DATA,
     CONTROL_ROOM,
     CONTROLLEN,
@@ -102,7 +103,6 @@ if TYPE_CHECKING:
 MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 U32 = Struct("=I")
-BYTES = [bytes((value,)) for value in range(256)]
 # What _into_one receives into: nothing, where a kernel installs descriptors although there is no room for them.
 PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
 # Where no descriptor can come and no timeout counts, CPython's own method does the same on Linux: 64 KiB empty the
