@@ -166,7 +166,8 @@ def test_a_control_buffer_that_is_too_small(fdpass, monkeypatch):
     with pair() as (a, b), descriptors(5) as fds:
         a.sendmsg([b"data"], rights(fds))
         with monkeypatch.context() as patch:
-            patch.setattr(fdpass.message, "CONTROL_ROOM", fdpass.CMSG_SPACE(8))
+            for module in (fdpass.message, fdpass._receive):
+                patch.setattr(module, "CONTROL_ROOM", fdpass.CMSG_SPACE(8))
             error = lost(fdpass, fdpass.recv_message, b, 10, 5)
         assert ("control-buffer", b"data", 2) == (error.reason, error.data, error.received)
         assert "buffer" in str(error)
