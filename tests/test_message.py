@@ -10,7 +10,7 @@ import socket
 
 import pytest
 from kernel import needs_credentials, needs_pidfd
-from support import SOL_SOCKET, alarm, descriptors, identities, identity, open_numbers, pair, rights
+from support import SOL_SOCKET, alarm, descriptors, identities, identity, needs_real_kernel, open_numbers, pair, rights
 
 from fdpass_cffi._backend import CONSTANTS
 
@@ -37,6 +37,7 @@ def test_data_and_descriptors_arrive_owned_and_close_on_exec(fdpass, kind, count
 ASKED = [(4, 1, 0), (4, 2, 0), (9, 1, 0), (3, 1, 0), (4, 0, 0), (9, 1, socket.MSG_PEEK), (100_000, 1, 0)]
 
 
+@needs_real_kernel
 @pytest.mark.parametrize("second", ASKED)
 @pytest.mark.parametrize("first", ASKED)
 def test_one_call_does_not_decide_for_the_next(fdpass, first, second):
