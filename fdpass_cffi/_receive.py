@@ -141,7 +141,7 @@ def bring_rights(sock: Any, fd: int, block: Block, bufsize: Any, maxfds: Any, fl
 
     The next call with the same `bufsize` and `maxfds`, and no flags, has nothing to check and nothing to fill in.
     """
-    if flags != 0 and (type(flags) is not int or flags >> 31):
+    if type(flags) is not int or flags >> 31:
         flags = c_int("flags", flags)
     if type(maxfds) is not int or maxfds < 0:
         maxfds = most_fds(maxfds)

@@ -21,6 +21,7 @@ from ._scratch import (
     FLAGS,
     MSG_CMSG_CLOEXEC,
     NAMELEN,
+    NONE_SET,
     NOT_ARRIVED,
     SOL_SOCKET,
     WHOLE,
@@ -179,7 +180,7 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
             block = rights_in_pool.pop()
         except IndexError:
             block = incoming()
-        if bufsize is block.ready and maxfds is block.most and flags == 0:  # as in recv_fds
+        if bufsize is block.ready and maxfds is block.most and flags is NONE_SET:  # as in recv_fds
             block.lens[CONTROLLEN] = CONTROL_ROOM
             got = lib_recvmsg(fd, block.msg, MSG_CMSG_CLOEXEC)
             if got == 1:

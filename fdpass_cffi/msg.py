@@ -47,6 +47,7 @@ from ._scratch import (
     IOV_LEN,
     MSG_CMSG_CLOEXEC,
     NAMELEN,
+    NONE_SET,
     NOT_ARRIVED,
     ONE_LEN,
     ONE_SPACE,
@@ -158,12 +159,12 @@ def send_fds(
         else:
             given = fds if type(fds) is list else each_fd(fds)  # files that may be known to nobody else
             raw, keep = put_fds(block, given)
-        if type(buffers) is list and len(buffers) == 1 and buffers[0] is block.ready and flags == 0:
+        if type(buffers) is list and len(buffers) == 1 and buffers[0] is block.ready and flags is NONE_SET:
             if domain != AF_UNIX:  # the same bytes as the last time: most programs send the one that a stream needs
                 check_rights(domain, fd, 1, raw, flags)
             sendmsg_flags = MSG_NOSIGNAL
         else:
-            if flags != 0 and (type(flags) is not int or flags >> 31):
+            if type(flags) is not int or flags >> 31:
                 flags = c_int("flags", flags)
             sendmsg_flags = flags | MSG_NOSIGNAL
             block.ready = UNREADY
@@ -301,7 +302,7 @@ def recv_fds(
             block = rights_in_pool.pop()
         except IndexError:
             block = incoming()
-        if bufsize is block.ready and maxfds is block.most and flags == 0:  # as the last time; `bring` without its call
+        if bufsize is block.ready and maxfds is block.most and flags is NONE_SET:  # `bring`, asked as the last time
             block.lens[CONTROLLEN] = CONTROL_ROOM
             got = lib_recvmsg(fd, block.msg, MSG_CMSG_CLOEXEC)
             if got == 1:
