@@ -142,8 +142,8 @@ def incoming() -> Block:
 
 outgoing_pool: list[Block] = []
 incoming_pool: list[Block] = []
-rights_out_pool: list[Block] = []  # of send_fds, and of recv_fds and recv_message, which look at `ready`
-rights_in_pool: list[Block] = []
+rights_out_pool: list[Block] = []  # of send_fds, which looks at `ready`
+rights_in_pool: list[Block] = []  # of recv_fds and recv_message, which do so too
 into_pool: list[Block] = []  # of recvmsg_into, which points their iovec at its caller's memory
 
 

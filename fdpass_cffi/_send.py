@@ -28,7 +28,6 @@ from ._scratch import (
     PYPY,
     SCM_RIGHTS,
     SOL_SOCKET,
-    UNREADY,
     Block,
     c_ints,
     outgoing_pool,
@@ -99,17 +98,21 @@ def transmit_again(sock: object, fd: int, block: Block, flags: int, pool: list[B
         raise
 
 
-def gather(block: Block, buffers: Iterable[Buffer]) -> object:
-    """Point the iovec at `buffers`; what is returned must live until the call is over, None if nothing must."""
+def copied(block: Block, buffers: Iterable[Buffer]) -> bytes | None:
+    """The bytes object in `buffers`, if it is one and small: the block has a copy of it, cheaper than an export."""
     if (type(buffers) is list or type(buffers) is tuple) and len(buffers) == 1:
         data = buffers[0]
         if type(data) is bytes and len(data) <= OUTGOING_DATA:
             size = len(data)
-            block.data[0:size] = data  # cheaper than an export of the bytes object
+            block.data[0:size] = data
             block.sizes[IOV_LEN] = size
-            block.ready = data or UNREADY
-            return None
-    return borrow(block, buffers)
+            return data
+    return None
+
+
+def gather(block: Block, buffers: Iterable[Buffer]) -> object:
+    """Point the iovec at `buffers`; what is returned must live until the call is over, None if nothing must."""
+    return None if copied(block, buffers) is not None else borrow(block, buffers)
 
 
 def borrow(block: Block, buffers: Iterable[Buffer]) -> object:

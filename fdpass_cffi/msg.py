@@ -73,6 +73,7 @@ from ._send import (
     MSG_ZEROCOPY,
     borrow,
     check_rights,
+    copied,
     each,
     each_fd,
     explain,
@@ -167,10 +168,10 @@ def send_fds(
             if type(flags) is not int or flags >> 31:
                 flags = c_int("flags", flags)
             sendmsg_flags = flags | MSG_NOSIGNAL
-            block.ready = UNREADY
-            held = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers)
-            if held is not None:
-                keep = keep, held
+            data = None if flags & MSG_ZEROCOPY else copied(block, buffers)
+            block.ready = data or UNREADY
+            if data is None:
+                keep = keep, borrow(block, buffers)
             size = block.sizes[IOV_LEN]
             if domain != AF_UNIX or not size or flags & MSG_OOB:
                 check_rights(domain, fd, size, raw, flags)
@@ -189,7 +190,7 @@ def send_fds(
                     raw = pack_fds([one])  # pyright: ignore[reportPossiblyUnboundVariable]
                 raise explain(error, fd, raw) from None
     except BaseException:
-        keep = held = None  # the traceback knows this frame, and the caller's buffers would stay locked with it
+        keep = None  # the traceback knows this frame, and the caller's buffers would stay locked with it
         raise
     if keep is not None:
         block.reset()
@@ -221,7 +222,7 @@ def sendmsg(
     >>> a.close(); b.close()
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "sendmsg")
-    if flags != 0 and (type(flags) is not int or flags >> 31):
+    if type(flags) is not int or flags >> 31:
         flags = c_int("flags", flags)
     control = packed(ancdata) if ancdata != () else b""
     return send_control(sock, fd, buffers, control, flags, address)
@@ -360,7 +361,7 @@ def recvmsg(
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
     foresee(sock)
-    if flags != 0 and (type(flags) is not int or flags >> 31):
+    if type(flags) is not int or flags >> 31:
         flags = c_int("flags", flags)
     _first = block = ancdata = None
     unreturned = _first = Unreturned(inside) if ancbufsize and gettrace() is not None else None
@@ -418,7 +419,7 @@ def recvmsg_into(
             # else the way below says that it is closed, or knows its family
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     foresee(sock)
-    if flags != 0 and (type(flags) is not int or flags >> 31):
+    if type(flags) is not int or flags >> 31:
         flags = c_int("flags", flags)
     if type(ancbufsize) is int and not ancbufsize and type(buffers) is list and len(buffers) == 1:
         buffer = buffers[0]

@@ -41,7 +41,7 @@ ASKED = [(4, 1, 0), (4, 2, 0), (9, 1, 0), (3, 1, 0), (4, 0, 0), (9, 1, socket.MS
 @pytest.mark.parametrize("second", ASKED)
 @pytest.mark.parametrize("first", ASKED)
 def test_one_call_does_not_decide_for_the_next(fdpass, first, second):
-    """What was asked for before, of recv_message or recv_fds, is not what is given now."""
+    """What recv_message was asked for before is not what it gives now."""
     fdpass._scratch.rights_in_pool[:] = [fdpass._scratch.incoming()]
     with pair(socket.SOCK_DGRAM) as (a, b), descriptors(1) as sent:
         b.settimeout(5)
@@ -57,6 +57,16 @@ def test_one_call_does_not_decide_for_the_next(fdpass, first, second):
                 assert (given, 1) == (message.data, len(message.fds))
             if flags:
                 assert given == b.recv(9)
+
+
+def test_flags_that_are_no_int_after_none(fdpass):
+    """What equals 0 is refused by name also where the same was asked for before without flags."""
+    with pair() as (a, b):
+        a.sendmsg([b"datadata"])
+        fdpass.recv_message(b, 4, 1)
+        with pytest.raises(TypeError, match=r"flags.*float"):
+            fdpass.recv_message(b, 4, 1, 0.0)
+        assert b"data" == fdpass.recv_message(b, 4, 1).data
 
 
 def test_what_was_taken_stays_open(fdpass):

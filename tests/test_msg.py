@@ -623,18 +623,20 @@ FRUITLESS = {  # what finds nothing, or no room
 def test_what_moves_nothing_keeps_its_memory(fdpass, name):
     """EAGAIN leaves the pools with the same blocks as before, fit for the next call: a new one takes PyPy 0.1 ms."""
     scratch = fdpass._scratch
-    out = scratch.outgoing_pool, scratch.rights_out_pool
-    pools = scratch.incoming_pool, scratch.into_pool, scratch.rights_in_pool, *out
+    sending = scratch.outgoing_pool, scratch.rights_out_pool
+    receiving = scratch.incoming_pool, scratch.rights_in_pool, scratch.into_pool
 
     def blocks():
-        return [sorted(map(id, pool)) for pool in pools]
+        return [sorted(map(id, pool)) for pool in sending + receiving]
 
     with pair() as (full, _), pair() as (empty, sender):
         fill(full)
         for sock in (full, empty):
             sock.setblocking(False)
-        for pool in pools:
-            pool[:] = [scratch.outgoing() if any(pool is known for known in out) else scratch.incoming()]
+        for pool in sending:
+            pool[:] = [scratch.outgoing()]
+        for pool in receiving:
+            pool[:] = [scratch.incoming()]
         before = blocks()
         with fdpass.Channel(empty.dup()) as channel:
             for _ in range(3):
@@ -791,6 +793,7 @@ SENT = {
     "None": ([None], TypeError),
     "full": ([WORDS[1]], BlockingIOError),
     "flags": ([WORDS[1]], OverflowError),
+    "no-flags": ([WORDS[1]], TypeError),
     "closed": ([WORDS[1]], OSError),
 }
 
@@ -805,7 +808,7 @@ def test_send_fds_after_another(fdpass, first, second):
         full.setblocking(False)
         for name in (first, second, first):
             given, error = SENT[name]
-            sock, flags = (full if name == "full" else a), (1 << 40 if name == "flags" else 0)
+            sock, flags = (full if name == "full" else a), {"flags": 1 << 40, "no-flags": 0.0}.get(name, 0)
             fds = [a.fileno() + 1000] if name == "closed" else sent
             if error:
                 with pytest.raises(error):
@@ -841,6 +844,7 @@ ASKED = {
     "negative": (-1, 1, 0, ValueError),
     "flags": (4, 1, 1 << 40, OverflowError),
     "no-flags": (4, 1, None, TypeError),
+    "zero": (4, 1, 0.0, TypeError),
     "empty": (7, 1, socket.MSG_DONTWAIT, BlockingIOError),
     "empty-large": (100_000, 1, socket.MSG_DONTWAIT, BlockingIOError),
 }
