@@ -6,7 +6,7 @@ See cmsg(3); the macros cannot be called in ABI mode, so they are computed here 
 
 from __future__ import annotations
 
-import struct
+from _struct import Struct  # `struct` is this under another name, and one more file to be read at import
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Layout:
     """
 
     def __init__(self, header: str, align: int) -> None:
-        self._header = struct.Struct(header)
+        self._header = Struct(header)
         self.align = align
         self.header = self._header.size
         self.data = self.aligned(self.header)

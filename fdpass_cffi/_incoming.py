@@ -50,6 +50,8 @@ from ._scratch import (
     Block,
     incoming,
     incoming_pool,
+    keep_incoming,
+    take_incoming,
 )
 from ._sock import MSG_DONTWAIT, os_error, take_errno
 from .errors import LocalProtocolError, ProtocolError, TruncatedError
@@ -346,7 +348,7 @@ class Incoming:
         self.decoder.feed(data, fds)
         self.staged = None
         if isinstance(staged, Taken):
-            incoming_pool.append(staged.block)
+            keep_incoming(staged.block)
 
     def eaten(self, size: int, fds: list[OwnedFd], record: Record) -> tuple[bytes, list[OwnedFd]]:
         """The (data, descriptors) of a receive that was peeked and read."""
@@ -434,7 +436,7 @@ class Taken:
 
     def __init__(self, size: int, shown: list[OwnedFd] | None) -> None:
         try:
-            self.block = incoming_pool.pop()
+            self.block = take_incoming()
         except IndexError:
             self.block = incoming()
         self.memory: Any = data_room(self.block, size)

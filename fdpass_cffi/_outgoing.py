@@ -21,8 +21,9 @@ from ._scratch import (
     ONE_LEN,
     ONE_SPACE,
     OUTGOING_DATA,
+    keep_outgoing,
     outgoing,
-    outgoing_pool,
+    take_outgoing,
 )
 from ._send import MSG_NOSIGNAL, explain, gather, lib_sendmsg, pack_fds, put_rights
 from ._sock import INT_MAX, Socket, getsockopt, os_error, take_errno
@@ -102,7 +103,7 @@ class Outgoing:
                 frame = head + data
                 _audit("socket.sendmsg", self.sock, None)
                 try:
-                    block = outgoing_pool.pop()
+                    block = take_outgoing()
                 except IndexError:
                     block = outgoing()
                 block.data[0:size] = frame
@@ -114,7 +115,7 @@ class Outgoing:
                 sent = lib_sendmsg(self.fd, block.msg, flags | MSG_NOSIGNAL)
                 if not fds:
                     block.lens[CONTROLLEN] = ONE_SPACE
-                outgoing_pool.append(block)
+                keep_outgoing(block)
                 return None if sent == size else self.rest(frame, fd, sent, results)
         try:
             raw = pack_fds(fds) if fds else b""
@@ -212,7 +213,7 @@ class Sending:
     def push(self, buffers: list[BytesLike], raw: bytes, flags: int) -> int:
         """One sendmsg(2); what it returned."""
         try:
-            block = outgoing_pool.pop()
+            block = take_outgoing()
         except IndexError:
             block = outgoing()
         _audit("socket.sendmsg", self.out.sock, None)
@@ -223,7 +224,7 @@ class Sending:
             block.reset()
         else:
             block.lens[CMSG_LEN], block.lens[CONTROLLEN] = ONE_LEN, ONE_SPACE
-        outgoing_pool.append(block)
+        keep_outgoing(block)
         return self.results[-1]
 
     def smaller(self, code: int) -> bool:

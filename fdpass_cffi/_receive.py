@@ -6,11 +6,10 @@ that an exception at any point between the syscall and their owner can close the
 
 from __future__ import annotations
 
-import struct
+import _struct
 from array import array
 from errno import EINVAL, EMSGSIZE, EOPNOTSUPP
 
-from ._arguments import buffer_size, c_int, control_size, most_fds
 from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi, lib
 from ._close import close_all
 from ._platform import unix_path
@@ -34,7 +33,20 @@ from ._scratch import (
     Block,
     descriptors,
 )
-from ._sock import AF_UNIX, IN, Socket, failed, family, reread, socket_family, take_errno
+from ._sock import (
+    AF_UNIX,
+    IN,
+    Socket,
+    buffer_size,
+    c_int,
+    control_size,
+    failed,
+    family,
+    most_fds,
+    reread,
+    socket_family,
+    take_errno,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +55,7 @@ if TYPE_CHECKING:
 SCM_PIDFD = CONSTANTS.get("SCM_PIDFD")
 MSG_TRUNC = CONSTANTS["MSG_TRUNC"]
 # In a struct sockaddr: on Linux two bytes for the family, on the BSDs one for the length and one for the family.
-FAMILY, UNIX_FAMILY = (slice(2), struct.pack("=H", AF_UNIX)) if LINUX else (slice(1, 2), bytes((AF_UNIX,)))
+FAMILY, UNIX_FAMILY = (slice(2), _struct.pack("=H", AF_UNIX)) if LINUX else (slice(1, 2), bytes((AF_UNIX,)))
 lib_recvmsg = lib.recvmsg
 if KERNEL.truncation_leaks or KERNEL.sets_no_cloexec:
     from functools import partial

@@ -14,7 +14,7 @@ it is `seen`, that of the last message with several.
 from __future__ import annotations
 
 import sys
-from struct import Struct
+from _struct import Struct
 
 from ._backend import CMSGHDR, CONSTANTS, LAYOUT, MSGHDR, WORD, ffi
 
@@ -145,6 +145,12 @@ incoming_pool: list[Block] = []
 rights_out_pool: list[Block] = []  # of send_fds, which looks at `ready`
 rights_in_pool: list[Block] = []  # of recv_fds and recv_message, which do so too
 into_pool: list[Block] = []  # of recvmsg_into, which points their iovec at its caller's memory
+# Methods bound once: CPython takes a name that was imported for a module's, and binds the method anew for each call.
+take_outgoing, keep_outgoing = outgoing_pool.pop, outgoing_pool.append
+take_incoming, keep_incoming = incoming_pool.pop, incoming_pool.append
+take_rights_out, keep_rights_out = rights_out_pool.pop, rights_out_pool.append
+take_rights_in, keep_rights_in = rights_in_pool.pop, rights_in_pool.append
+take_into, keep_into = into_pool.pop, into_pool.append
 
 
 MOST_STRUCTS = 256

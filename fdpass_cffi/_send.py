@@ -6,9 +6,9 @@ pointers into is returned to the caller, to be kept until the call is over.
 
 from __future__ import annotations
 
+import _struct
 import os
 import socket
-import struct
 import sys
 from array import array
 from errno import EBADF, EINVAL, EMSGSIZE, ENOMEM
@@ -55,7 +55,9 @@ INT = 4  # bytes
 MANY = 512  # the most that any kernel takes
 DATA_AT = LAYOUT.data
 shapes: dict[int, Shape] = {}
-_PACKED = (struct.pack("i", 0), struct.pack("i", 1))
+_PACKED = (_struct.pack("i", 0), _struct.pack("i", 1))
+# What packing of ints raises for what is none.
+NOT_INTS: tuple[type[Exception], ...] = TypeError, OverflowError, _struct.error  # type: ignore[attr-defined,unused-ignore]
 LOW_BYTES, HIGH_BYTES = (slice(at, None, 4) for at in ((0, 3) if sys.byteorder == "little" else (3, 0)))
 if PYPY:
 
@@ -268,7 +270,7 @@ def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
     given = tuple(given)  # which the __index__ of one cannot change
     try:
         raw = _pack_ints(given)
-    except (TypeError, OverflowError, struct.error) as error:
+    except NOT_INTS as error:
         if not ours(error):
             raise
         return _pack_ints([descriptor(item, f"{name}[{i}]") for i, item in enumerate(given)])
@@ -309,7 +311,7 @@ else:
             pack, where, length, space = shape
             try:
                 raw = pack(*given)
-            except (TypeError, OverflowError, struct.error) as error:
+            except NOT_INTS as error:
                 if not ours(error):
                     raise
             else:

@@ -1,4 +1,4 @@
-"""What a `sock` argument is, and what to do when a call on it failed: raise, retry, or wait.
+"""What the arguments of a call are, a `sock` and numbers, and what to do when it failed: raise, retry, or wait.
 
 A socket.socket's timeout is honoured as one deadline for the whole call. Of an int, or of any other
 object with fileno(), nothing is known but its descriptor: EAGAIN is a BlockingIOError.
@@ -12,7 +12,7 @@ import socket
 import sys
 from errno import EAGAIN, EBADF, EINTR, ETIMEDOUT, EWOULDBLOCK
 from math import ceil
-from operator import attrgetter
+from operator import attrgetter, index
 from select import POLLIN, POLLOUT
 from time import monotonic
 
@@ -20,7 +20,7 @@ from ._backend import CONSTANTS, ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Protocol, Union
+    from typing import Any, Callable, Protocol, SupportsIndex, Union
 
     class HasFileno(Protocol):
         """A file, a socket, an OwnedFd, asyncio's TransportSocket..."""
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PACKAGE = __name__.rpartition(".")[0]
 Socket = socket.socket
-INT_MAX = 0x7FFFFFFF
+INT_MIN, INT_MAX = -0x80000000, 0x7FFFFFFF
 IN, OUT = POLLIN, POLLOUT
 MSG_DONTWAIT = CONSTANTS["MSG_DONTWAIT"]
 SOL_SOCKET, SO_TYPE, SO_DOMAIN = CONSTANTS["SOL_SOCKET"], CONSTANTS["SO_TYPE"], CONSTANTS.get("SO_DOMAIN")
@@ -201,3 +201,45 @@ def family(sock: FileDescriptorLike, fd: int) -> int:
     if SO_DOMAIN is None:  # Darwin and NetBSD have no way to ask, and refuse what Linux would lose
         return int(getattr(sock, "family", AF_UNIX))
     return getsockopt(fd, SO_DOMAIN)
+
+
+def integer(name: str, value: SupportsIndex) -> int:
+    """`value` as a plain int (an enum member too); TypeError if it is none."""
+    try:
+        return int(index(value))
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
+
+
+def c_int(name: str, value: SupportsIndex) -> int:
+    """`value` as a C int; OverflowError if it does not fit."""
+    number = integer(name, value)
+    if not INT_MIN <= number <= INT_MAX:
+        raise OverflowError(f"{name} does not fit a C int: {number}")
+    return number
+
+
+def length(name: str, value: SupportsIndex, what: str) -> int:
+    """`value` as a number of bytes or things; ValueError (beginning with `what`) if negative."""
+    number = integer(name, value)
+    if -sys.maxsize - 1 <= number < 0:
+        raise ValueError(f"{what}: {name} is {number}")
+    if not number <= sys.maxsize - 64 or number < 0:  # no object of the C library or Python can be as large
+        raise OverflowError(f"{name} does not fit a C ssize_t: {number}")
+    return number
+
+
+def buffer_size(value: SupportsIndex) -> int:
+    return length("bufsize", value, "negative buffer size in recvmsg()")
+
+
+def most_fds(value: SupportsIndex) -> int:
+    return length("maxfds", value, "negative number of descriptors")
+
+
+def control_size(value: SupportsIndex) -> int:
+    """An ancbufsize, in bytes: at most what a socklen_t holds."""
+    number = length("ancbufsize", value, "invalid ancillary data buffer length")
+    if number > INT_MAX:
+        raise ValueError(f"invalid ancillary data buffer length: ancbufsize is {number}")
+    return number

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import takewhile
 
 from . import _vector as v
-from ._arguments import buffer_size, c_int, integer, most_fds
 from ._backend import CONSTANTS, LAYOUT, LINUX, WORD, ffi, lib
 from ._close import close_all
 from ._receive import carried, parsed, sender, warn_malformed
@@ -36,10 +35,14 @@ from ._sock import (
     MSG_DONTWAIT,
     SO_TYPE,
     Socket,
+    buffer_size,
+    c_int,
     failed,
     family,
     fileno,
     getsockopt,
+    integer,
+    most_fds,
     ours,
     reread,
     take_errno,
@@ -402,7 +405,7 @@ def recv_one_by_one(sock: FileDescriptorLike, fd: int, n: int, bufsize: int, max
 def whole(found: list[Message | TruncatedError]) -> list[Message]:
     """The messages, if all are whole; else the first error is raised and has the others."""
     for i, error in enumerate(found):
-        if isinstance(error, TruncatedError):
+        if type(error) is TruncatedError:  # isinstance() would ask each Message for its __class__, by its __getattr__
             error.messages = [*found[:i], *found[i + 1 :]]
             raise error
     return found  # type: ignore[return-value]

@@ -26,7 +26,9 @@ from ._scratch import (
     SOL_SOCKET,
     WHOLE,
     incoming,
+    keep_rights_in,
     rights_in_pool,
+    take_rights_in,
 )
 from ._send import SOCK_STREAM
 from ._sock import SO_TYPE, Socket, fileno, getsockopt
@@ -177,7 +179,7 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
     owned: list[OwnedFd] = []
     try:
         try:
-            block = rights_in_pool.pop()
+            block = take_rights_in()
         except IndexError:
             block = incoming()
         if bufsize is block.ready and maxfds is block.most and flags is NONE_SET:  # as in recv_fds
@@ -195,7 +197,7 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
         if block.head[WHOLE] == block.usual and most:
             fds = [ints[CMSG_DATA]]
             ints[NAMELEN] = NOT_ARRIVED
-            rights_in_pool.append(block)
+            keep_rights_in(block)
             owned = adopt_shared(fds)
             return plain_message(data, owned)
         msg_flags = ints[FLAGS] & SHOWN
@@ -214,7 +216,7 @@ def recv_message(sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: Suppo
         namelen = ints[NAMELEN]
         address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
-        rights_in_pool.append(block)
+        keep_rights_in(block)
         count = len(fds) - len(pidfds) if pidfds else len(fds)
         if count > most or (msg_flags & LOST and lost(msg_flags, flags)):
             owned = adopt(fds)  # first of all, in case that a second exception comes into the making of this one

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import _socket
 import sys
+from _struct import Struct
 from errno import EAFNOSUPPORT, EBADF
-from struct import Struct
 
-from ._arguments import INT_MAX, c_int, integer
 from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi
 from ._close import CPYTHON, Unreturned, close_tail, gettrace
 from ._receive import (
@@ -59,10 +58,19 @@ from ._scratch import (
     incoming,
     incoming_pool,
     into_pool,
+    keep_incoming,
+    keep_into,
+    keep_outgoing,
+    keep_rights_in,
+    keep_rights_out,
     outgoing,
-    outgoing_pool,
     rights_in_pool,
     rights_out_pool,
+    take_incoming,
+    take_into,
+    take_outgoing,
+    take_rights_in,
+    take_rights_out,
 )
 from ._scratch import (
     CMSG_LEN as CMSG_LEN_AT,
@@ -88,7 +96,19 @@ from ._send import (
     transmit,
     transmit_again,
 )
-from ._sock import AF_UNIX, STANDARD, Socket, family, fileno, ours, reread, socket_family
+from ._sock import (
+    AF_UNIX,
+    INT_MAX,
+    STANDARD,
+    Socket,
+    c_int,
+    family,
+    fileno,
+    integer,
+    ours,
+    reread,
+    socket_family,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,7 +169,7 @@ def send_fds(
         fd = fileno(sock, "sendmsg")
         domain = family(sock, fd)
     try:
-        block = rights_out_pool.pop()
+        block = take_rights_out()
     except IndexError:
         block = outgoing()
     raw: bytes | None  # the descriptors, but for `one` alone
@@ -196,7 +216,7 @@ def send_fds(
         block.reset()
     elif raw is not None:
         block.lens[CMSG_LEN_AT], block.lens[CONTROLLEN] = ONE_LEN, ONE_SPACE
-    rights_out_pool.append(block)
+    keep_rights_out(block)
     return sent
 
 
@@ -233,7 +253,7 @@ def send_control(
 ) -> int:
     """One sendmsg(2) with a packed control buffer."""
     try:
-        block = outgoing_pool.pop()
+        block = take_outgoing()
     except IndexError:
         block = outgoing()
     keep = (borrow if flags & MSG_ZEROCOPY else gather)(block, buffers), put_control(block, control)
@@ -245,7 +265,7 @@ def send_control(
     finally:
         del keep  # as in send_fds
     block.reset()
-    outgoing_pool.append(block)
+    keep_outgoing(block)
     return sent
 
 
@@ -300,7 +320,7 @@ def recv_fds(
     unreturned = _first = Unreturned(list) if gettrace() is not None else None
     try:
         try:
-            block = rights_in_pool.pop()
+            block = take_rights_in()
         except IndexError:
             block = incoming()
         if bufsize is block.ready and maxfds is block.most and flags is NONE_SET:  # `bring`, asked as the last time
@@ -332,7 +352,7 @@ def recv_fds(
             namelen = ints[NAMELEN]
             address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         ints[NAMELEN] = NOT_ARRIVED
-        rights_in_pool.append(block)
+        keep_rights_in(block)
         if unreturned is not None:
             unreturned.hold(fds)
         return data, fds, msg_flags, address
@@ -367,7 +387,7 @@ def recvmsg(
     unreturned = _first = Unreturned(inside) if ancbufsize and gettrace() is not None else None
     try:
         try:
-            block = incoming_pool.pop()
+            block = take_incoming()
         except IndexError:
             block = incoming()
         room = 0 if type(ancbufsize) is int and not ancbufsize else control_room(block, ancbufsize)
@@ -377,7 +397,7 @@ def recvmsg(
         namelen = block.ints[NAMELEN]
         address = sender(sock, fd, block.name[0:namelen]) if namelen else None
         disown(block)
-        incoming_pool.append(block)
+        keep_incoming(block)
         if unreturned is not None:
             unreturned.hold(ancdata)
         return data, ancdata, msg_flags, address
@@ -429,7 +449,7 @@ def recvmsg_into(
     unreturned = _first = Unreturned(inside) if ancbufsize and gettrace() is not None else None
     try:
         try:
-            block = into_pool.pop()
+            block = take_into()
         except IndexError:
             block = incoming()
         held: Any = scatter(block, buffers)
@@ -444,7 +464,7 @@ def recvmsg_into(
             view[:] = memory
         held = None
         block.msg.msg_iov, block.msg.msg_iovlen, block.lens[CONTROLLEN] = block.iov, 1, 0
-        into_pool.append(block)
+        keep_into(block)
         if unreturned is not None:
             unreturned.hold(ancdata)
         return got, ancdata, msg_flags, address
@@ -459,7 +479,7 @@ def recvmsg_into(
 def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) -> tuple[int, Ancillary, int, Any]:
     """recvmsg_into for one bytearray and no control messages, what most programs call."""
     try:
-        block = into_pool.pop()
+        block = take_into()
     except IndexError:
         block = incoming()
         block.lens[CONTROLLEN] = 0
@@ -478,7 +498,7 @@ def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) 
     namelen, msg_flags = ints[NAMELEN], ints[FLAGS]
     address = sender(sock, fd, block.name[0:namelen]) if namelen else None
     ints[NAMELEN] = NOT_ARRIVED
-    into_pool.append(block)
+    keep_into(block)
     return got, [], msg_flags & SHOWN if flags else msg_flags, address
 
 

@@ -8,9 +8,8 @@ from errno import EAGAIN, EINTR, ENOMEM, EPIPE, ETIMEDOUT, ETOOMANYREFS, EWOULDB
 from select import POLLHUP
 from time import monotonic, sleep
 
-from ._arguments import c_int
 from ._backend import LAYOUT, ffi, lib
-from ._scratch import SCM_RIGHTS, SOL_SOCKET, Block, outgoing, outgoing_pool
+from ._scratch import SCM_RIGHTS, SOL_SOCKET, Block, keep_outgoing, outgoing, take_outgoing
 from ._send import (
     INT,
     MSG_NOSIGNAL,
@@ -33,6 +32,7 @@ from ._sock import (
     SO_TYPE,
     Socket,
     Timeout,
+    c_int,
     family,
     fileno,
     getsockopt,
@@ -202,7 +202,7 @@ class Sending:
     def message(self, start: int, size: int, rights: bytes) -> int | None:
         """One sendmsg(2) of some bytes and descriptors, waited for; None if it takes fewer descriptors at once."""
         try:
-            block = outgoing_pool.pop()
+            block = take_outgoing()
         except IndexError:
             block = outgoing()
         keep = self.fill(block, start, size, rights)
@@ -223,11 +223,11 @@ class Sending:
             except BaseException:
                 keep = None  # as in send_fds
                 block.reset()
-                outgoing_pool.append(block)
+                keep_outgoing(block)
                 raise
         del keep
         block.reset()
-        outgoing_pool.append(block)
+        keep_outgoing(block)
         return sent
 
     def fill(self, block: Block, start: int, size: int, rights: bytes) -> object:

@@ -29,7 +29,7 @@ LEVELS = [
     _address _vector
     _darwin _scratch _sock _truncated
     _backend fd
-    _abi _api _arguments _close _cmsg _sockaddr
+    _abi _api _close _cmsg _sockaddr
     _listening _platform errors
     """.splitlines()
     if line.strip()
@@ -40,8 +40,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 PURE = {
     "errors": "errno",
     "_platform": "os",
-    "_cmsg": "struct",
-    "_arguments": "operator sys",
+    "_cmsg": "_struct",
     "_sockaddr": "operator os socket struct sys ._platform",
     "frames": "struct .errors",
 }
