@@ -1,16 +1,17 @@
 """Pass open file descriptors between processes over AF_UNIX sockets (SCM_RIGHTS).
 
-The drop-ins are imported at once; what goes beyond `socket` when it is first asked for, so that a program
-which needs the drop-ins alone pays for no more.
+The drop-ins but sendmsg_afalg are imported at once; what goes beyond `socket` when it is first asked for, so that a
+program which needs the drop-ins alone pays for no more.
 """
 
 from __future__ import annotations
 
 from ._backend import BACKEND, CONSTANTS
-from .msg import CMSG_LEN, CMSG_SPACE, recv_fds, recvmsg, recvmsg_into, send_fds, sendmsg, sendmsg_afalg
+from .msg import CMSG_LEN, CMSG_SPACE, recv_fds, recvmsg, recvmsg_into, send_fds, sendmsg
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .afalg import sendmsg_afalg
     from .batch import recv_messages, send_messages
     from .channel import Channel
     from .creds import pass_credentials, pass_pidfd, pass_rights, peer_credentials, peer_pidfd
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "afalg": ("sendmsg_afalg",),
     "batch": ("recv_messages", "send_messages"),
     "channel": ("Channel",),
     "creds": ("pass_credentials", "pass_pidfd", "pass_rights", "peer_credentials", "peer_pidfd"),

@@ -41,7 +41,7 @@ def algorithm(kind: str, name: str) -> socket.socket:
 
 
 def control(fdpass, *args) -> bytes:
-    return fdpass.msg.packed(fdpass.msg.afalg_control(*args))
+    return fdpass.msg.packed(fdpass.afalg.afalg_control(*args))
 
 
 def item(kind: int, data: bytes) -> bytes:
@@ -80,7 +80,7 @@ def test_the_control_messages_byte_for_byte(fdpass):
 def test_bad_arguments_are_named(fdpass, args, error, match):
     """A bad op, iv or assoclen is refused by name, with the exception of socket.sendmsg_afalg."""
     with pytest.raises(error, match=match):
-        fdpass.msg.afalg_control(*args)
+        fdpass.afalg.afalg_control(*args)
 
 
 def test_op_is_required_by_name(fdpass):

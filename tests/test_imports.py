@@ -23,7 +23,7 @@ LEVELS = [
     aio
     broker channel creds systemd
     batch
-    sendall _incoming _outgoing
+    afalg sendall _incoming _outgoing
     msg message frames
     _receive _send
     _address _vector
