@@ -143,6 +143,7 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
             got = receive_again(sock, fd, block, room, flags)
         return block.data[0 : got if got <= bufsize else bufsize]  # type: ignore[no-any-return]
     memory = data_room(block, bufsize)
+    fd = reread(sock, fd)
     if flags & MSG_TRUNC:
         wipe(block, sock, fd)
     return received_data(block, memory, receive(sock, fd, block, room, flags))
@@ -154,9 +155,9 @@ def bring_rights(sock: Any, fd: int, block: Block, bufsize: Any, maxfds: Any, fl
     The next call with the same `bufsize` and `maxfds`, and no flags, has nothing to check and nothing to fill in.
     """
     if type(flags) is not int or flags >> 31:
-        flags = c_int("flags", flags)
+        flags, fd = c_int("flags", flags), reread(sock, fd)
     if type(maxfds) is not int or maxfds < 0:
-        maxfds = most_fds(maxfds)
+        maxfds, fd = most_fds(maxfds), reread(sock, fd)
     block.ready, block.most = UNREADY, maxfds
     data = bring(sock, fd, block, bufsize, CONTROL_ROOM, flags)
     if type(bufsize) is int and bufsize <= INCOMING_DATA:

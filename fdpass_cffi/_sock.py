@@ -87,7 +87,10 @@ def _checked(fd: int) -> int:
 
 
 def reread(sock: object, fd: int) -> int:
-    """The descriptor of `sock` now, before a call on it is tried again: it may have been closed amid a wait."""
+    """The descriptor of `sock` now: a handler may have closed it amid a wait, or an argument when it was looked at.
+
+    Its old number may be another file's by now.
+    """
     return sock.fileno() if isinstance(sock, Socket) else fd
 
 

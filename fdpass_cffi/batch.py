@@ -132,12 +132,14 @@ def batch_of(
     flags = c_int("flags", flags)
     given = each("messages", messages, "(data, fds) pairs", v.MOST)
     sys.audit("socket.sendmsg", sock, None)
+    fd = reread(sock, fd)
     quick = uniform(given) if lib_sendmmsg is not None and not flags & MSG_OOB else None
     if quick is not None:
         if family(sock, fd) != AF_UNIX:
             raise ValueError(NOT_UNIX)
         return partial(send_uniform, sock, fd, *quick, given[0][1], flags)
     outgoing = [prepared(item, i) for i, item in enumerate(given)]
+    fd = reread(sock, fd)
     check(sock, fd, outgoing, flags)
     if not outgoing:
         return int
@@ -365,6 +367,7 @@ def recv_messages(
     if flags & MSG_PEEK:
         count = 1
     size, most = buffer_size(bufsize), most_fds(maxfds)
+    fd = reread(sock, fd)
     if lib_recvmmsg is None:
         return recv_one_by_one(sock, fd, count, size, most, flags)
     arrivals = Arrivals(count, size, most)

@@ -178,24 +178,25 @@ def send_fds(
         else:
             given = fds if type(fds) is list else each_fd(fds)  # files that may be known to nobody else
             raw, keep = put_fds(block, given)
+            fd = reread(sock, fd)  # what an argument does when it is looked at may have closed sock: here and below
         if type(buffers) is list and len(buffers) == 1 and buffers[0] is block.ready and flags is NONE_SET:
             if domain != AF_UNIX:  # the same bytes as the last time: most programs send the one that a stream needs
                 check_rights(domain, fd, 1, raw, flags)
             sendmsg_flags = MSG_NOSIGNAL
         else:
             if type(flags) is not int or flags >> 31:
-                flags = c_int("flags", flags)
+                flags, fd = c_int("flags", flags), reread(sock, fd)
             sendmsg_flags = flags | MSG_NOSIGNAL
             data = None if flags & MSG_ZEROCOPY else copied(block, buffers)
             block.ready = data or UNREADY
             if data is None:
-                keep = keep, borrow(block, buffers)
+                keep, fd = (keep, borrow(block, buffers)), reread(sock, fd)
             size = block.sizes[IOV_LEN]
             if domain != AF_UNIX or not size or flags & MSG_OOB:
                 check_rights(domain, fd, size, raw, flags)
         if address is not None:
             put_address(block, sock, fd, address)
-            keep = keep, address
+            keep, fd = (keep, address), reread(sock, fd)
         _audit("socket.sendmsg", sock, address)
         sent = lib_sendmsg(fd, block.msg, sendmsg_flags)
         if sent < 0:
@@ -380,7 +381,7 @@ def recvmsg(
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
     foresee(sock)
     if type(flags) is not int or flags >> 31:
-        flags = c_int("flags", flags)
+        flags, fd = c_int("flags", flags), reread(sock, fd)
     _first = block = ancdata = None
     unreturned = _first = Unreturned(inside) if ancbufsize and gettrace() is not None else None
     try:
@@ -389,6 +390,8 @@ def recvmsg(
         except IndexError:
             block = incoming()
         room = 0 if type(ancbufsize) is int and not ancbufsize else control_room(block, ancbufsize)
+        if type(ancbufsize) is not int:
+            fd = reread(sock, fd)
         data = bring(sock, fd, block, bufsize, room, flags)
         msg_flags = block.ints[FLAGS] & SHOWN
         ancdata = ancillary(block, 2) if room else []
@@ -438,7 +441,7 @@ def recvmsg_into(
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     foresee(sock)
     if type(flags) is not int or flags >> 31:
-        flags = c_int("flags", flags)
+        flags, fd = c_int("flags", flags), reread(sock, fd)
     if type(ancbufsize) is int and not ancbufsize and type(buffers) is list and len(buffers) == 1:
         buffer = buffers[0]
         if type(buffer) is PLAIN:  # no descriptor can come

@@ -276,6 +276,66 @@ def test_a_number_that_has_become_another_sockets(fdpass, name, timeout):
         drain(b)
 
 
+ARGUMENTS = {
+    "recvmsg-bufsize": lambda m, sock, act: m.recvmsg(sock, Index(100, act), 100),
+    "recvmsg-ancbufsize": lambda m, sock, act: m.recvmsg(sock, 100, Index(100, act)),
+    "recvmsg-flags": lambda m, sock, act: m.recvmsg(sock, 100, 100, Index(0, act)),
+    "recv_fds-bufsize": lambda m, sock, act: m.recv_fds(sock, Index(100, act), 1),
+    "recv_fds-maxfds": lambda m, sock, act: m.recv_fds(sock, 100, Index(1, act)),
+    "recv_fds-flags": lambda m, sock, act: m.recv_fds(sock, 100, 1, Index(0, act)),
+    "recv_message-maxfds": lambda m, sock, act: m.recv_message(sock, 100, Index(1, act)),
+    "recv_messages-n": lambda m, sock, act: m.recv_messages(sock, Index(2, act), 100, 1),
+    "recv_messages-maxfds": lambda m, sock, act: m.recv_messages(sock, 2, 100, Index(1, act)),
+    "recvmsg_into-buffers": lambda m, sock, act: m.recvmsg_into(sock, acting(act, bytearray(100))),
+    "recvmsg_into-ancbufsize": lambda m, sock, act: m.recvmsg_into(sock, [bytearray(100)], Index(100, act)),
+    "recvmsg_into-flags": lambda m, sock, act: m.recvmsg_into(sock, [bytearray(100)], 0, Index(0, act)),
+    "sendmsg-buffers": lambda m, sock, act: m.sendmsg(sock, acting(act, b"mine")),
+    "sendmsg-ancdata": lambda m, sock, act: m.sendmsg(sock, [b"mine"], acting(act)),
+    "sendmsg-flags": lambda m, sock, act: m.sendmsg(sock, [b"mine"], [], Index(0, act)),
+    "send_fds-buffers": lambda m, sock, act: m.send_fds(sock, acting(act, b"mine"), [0]),
+    "send_fds-fds": lambda m, sock, act: m.send_fds(sock, [b"mine"], acting(act, 0)),
+    "send_fds-index": lambda m, sock, act: m.send_fds(sock, [b"mine"], [Index(0, act)]),
+    "send_fds-flags": lambda m, sock, act: m.send_fds(sock, [b"mine"], [0], Index(0, act)),
+    "sendall_fds-fds": lambda m, sock, act: m.sendall_fds(sock, b"mine", acting(act, 0)),
+    "sendall_fds-flags": lambda m, sock, act: m.sendall_fds(sock, b"mine", [0], Index(0, act)),
+    "send_messages-messages": lambda m, sock, act: m.send_messages(sock, acting(act, (b"mine", [0]))),
+    "send_messages-fds": lambda m, sock, act: m.send_messages(sock, [(b"mine", acting(act, 0))]),
+    "send_messages-index": lambda m, sock, act: m.send_messages(sock, [(b"mine", [Index(0, act)])]),
+    "send_messages-flags": lambda m, sock, act: m.send_messages(sock, [(b"mine", [0])], Index(0, act)),
+}
+
+
+def acting(act, *items):
+    """`items`, after something else was done."""
+    act()
+    yield from items
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_number_that_an_argument_makes_another_sockets(fdpass, name):
+    """The same of a socket that an argument's __index__ or an iterator closes, when it is looked at for the call."""
+    with pair(SEQPACKET) as (a, _), pair(SEQPACKET) as (other, peer), descriptors(1) as sent:
+        number = a.fileno()
+        peer.sendmsg([b"somebody else's"], rights(sent))
+        moved = []
+
+        def act():
+            if not moved:
+                a.close()
+                moved.append(os.dup2(other.fileno(), number))
+
+        try:
+            with pytest.raises(OSError) as caught:
+                ARGUMENTS[name](fdpass, a, act)
+        finally:
+            close(moved)
+        assert (errno.EBADF, 1) == (caught.value.errno, len(moved))
+        peer.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)
+        assert b"somebody else's" == other.recv(100)
+
+
 def test_descriptors_as_bytes(fdpass):
     """Bytes are taken for the C ints in them, as `socket.send_fds` takes them, and not each byte for a descriptor."""
     with pair() as (a, b), descriptors(2) as sent:
