@@ -22,7 +22,7 @@ _close = os.close
 
 
 def close_tail(fds: list[int], keep: int) -> None:
-    """Close and remove the descriptors of `fds` from its end, until `keep` are left. Never raises OSError.
+    """Close and remove the descriptors of `fds` from its end, until `keep` are left; no OSError of close(2) is raised.
 
     Each is popped and closed within one call into C: no signal handler runs in between, so a descriptor is
     in the list or closed. close(2) gives an error, EINTR too, only after the number is free again on Linux.
@@ -31,7 +31,8 @@ def close_tail(fds: list[int], keep: int) -> None:
         try:
             deque(map(_close, map(_pop, repeat(fds, len(fds) - keep))), 0)
         except OSError:
-            continue
+            if sys.exc_info()[2].tb_next is not None:  # type: ignore[union-attr]
+                raise  # a signal handler's
 
 
 def close_all(fds: list[int]) -> None:

@@ -321,7 +321,7 @@ def owners(cells: list[list[int]]) -> list[OwnedFd]:
 
 
 def close_owned(owners: Iterable[OwnedFd]) -> None:
-    """close() of many at once, and raise nothing if one cannot be closed.
+    """close() of many at once, and raise nothing if one cannot be closed; as close_cells.
 
     >>> pair = adopt(list(os.pipe()))
     >>> close_owned(pair)
@@ -337,21 +337,26 @@ def close_owned(owners: Iterable[OwnedFd]) -> None:
 
 
 def close_cells(cells: list[list[int]]) -> None:
-    """Close what is in these cells; an OSError of close(2) stops nothing, and neither does an empty cell."""
+    """Close what is in these cells; an OSError of close(2) stops nothing, and neither does an empty cell.
+
+    What a signal handler raises is raised, of whatever class it is; some may be open then, in their cells.
+    """
     if PYPY:
         for cell in cells:
             try:
                 next(map(_close, map(_pop, (cell,))))
             except (OSError, IndexError):  # IndexError: taken before, or just now by another thread
-                continue
+                if sys.exc_info()[2].tb_next is not None:  # type: ignore[union-attr]
+                    raise  # a signal handler's
         return
     closing = map(_close, map(_pop, filter(None, cells)))
     while True:
         try:
             deque(closing, maxlen=0)
             return
-        except (OSError, IndexError):
-            continue  # with the next
+        except (OSError, IndexError):  # go on with the next
+            if sys.exc_info()[2].tb_next is not None:  # type: ignore[union-attr]
+                raise
 
 
 def _owner_of(source: Iterator[int]) -> OwnedFd:

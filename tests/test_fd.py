@@ -10,6 +10,7 @@ import errno
 import gc
 import os
 import pickle
+import signal
 import socket
 import stat
 import sys
@@ -26,7 +27,7 @@ from support import striking
 from fdpass_cffi import _close
 from fdpass_cffi import fd as module
 from fdpass_cffi._close import close_all, close_tail
-from fdpass_cffi.fd import AFTER_CALLS, OwnedFd, adopt, close_owned
+from fdpass_cffi.fd import AFTER_CALLS, OwnedFd, adopt, close_cells, close_owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -543,6 +544,32 @@ def test_close_tail_keeps_the_first_ones():
     assert fds[:3] == kept
     assert [True, True, True, False] == [is_open(fd) for fd in fds]
     close_all(kept)
+
+
+@pytest.mark.parametrize(
+    ("where", "many"), [(_close, close_all), (module, lambda fds: close_cells([[fd] for fd in fds]))]
+)
+def test_a_handlers_error_amid_closing_is_raised(monkeypatch, where, many):
+    """Whatever its class: TimeoutError, which many handlers raise, is an OSError, as are those of close(2)."""
+    fds = [*os.pipe(), *os.pipe()]
+
+    def closing(fd):
+        os.close(fd)
+        signal.raise_signal(signal.SIGALRM)
+
+    def ring(*_):
+        raise TimeoutError("time is up")
+
+    monkeypatch.setattr(where, "_close", closing)
+    old = signal.signal(signal.SIGALRM, ring)
+    try:
+        with pytest.raises(TimeoutError, match="time is up"):
+            many(list(fds))
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    monkeypatch.undo()
+    assert 3 == sum(map(is_open, fds))
+    close_all(list(filter(is_open, fds)))
 
 
 def test_close_owned_closes_what_is_left():
