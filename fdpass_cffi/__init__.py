@@ -12,13 +12,14 @@ from .msg import CMSG_LEN, CMSG_SPACE, recv_fds, recvmsg, recvmsg_into, send_fds
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .afalg import sendmsg_afalg
-    from .batch import recv_messages, send_messages
     from .channel import Channel
     from .creds import pass_credentials, pass_pidfd, pass_rights, peer_credentials, peer_pidfd
     from .errors import LocalProtocolError, ProtocolError, TruncatedError
     from .fd import OwnedFd
     from .message import Credentials, Message, recv_message
+    from .recvmmsg import recv_messages
     from .sendall import sendall_fds
+    from .sendmmsg import send_messages
 
     MSG_CMSG_CLOEXEC: int
     SCM_CREDENTIALS: int
@@ -60,13 +61,14 @@ __all__ = [
 
 _WHERE = {
     "afalg": ("sendmsg_afalg",),
-    "batch": ("recv_messages", "send_messages"),
     "channel": ("Channel",),
     "creds": ("pass_credentials", "pass_pidfd", "pass_rights", "peer_credentials", "peer_pidfd"),
     "errors": ("LocalProtocolError", "ProtocolError", "TruncatedError"),
     "fd": ("OwnedFd",),
     "message": ("Credentials", "Message", "recv_message"),
+    "recvmmsg": ("recv_messages",),
     "sendall": ("sendall_fds",),
+    "sendmmsg": ("send_messages",),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 # Those of the constants that `socket` lacks on some interpreter, where this platform has them.

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 MSG_NOSIGNAL, MSG_OOB = CONSTANTS["MSG_NOSIGNAL"], CONSTANTS["MSG_OOB"]
 MSG_ZEROCOPY = CONSTANTS.get("MSG_ZEROCOPY", 0)
 SOCK_STREAM = int(socket.SOCK_STREAM)
+NOT_UNIX = "sock is not an AF_UNIX socket: descriptors do not pass over any other"
 IOV_MAX = 1024  # on every platform declared here
 SCM_MAX_FD = 253  # Linux's, in one message
 INT = 4  # bytes
@@ -402,7 +403,7 @@ def check_rights(domain: int, fd: int, size: int, raw: bytes | None, flags: int)
     if raw == b"":
         return
     if domain != AF_UNIX:
-        raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
+        raise ValueError(NOT_UNIX)
     if not size and getsockopt(fd, SO_TYPE) == SOCK_STREAM:
         raise ValueError("buffers hold no byte: a stream socket loses descriptors sent without data")
     if flags & MSG_OOB and size == 1:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MOST = 1024  # UIO_MAXIOV: what a kernel takes in one call
+POOLED, KEPT = 1 << 20, 8  # bytes: a larger vector is not kept; nor more of them than this
 IOVEC = ffi.sizeof("struct iovec")
 try:
     HEADER: int = ffi.sizeof(MMSGHDR)

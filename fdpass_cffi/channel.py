@@ -16,7 +16,7 @@ from ._backend import CONSTANTS
 from ._close import Unreturned, gettrace
 from ._incoming import Incoming
 from ._outgoing import Outgoing, unsent
-from ._send import SOCK_STREAM
+from ._send import NOT_UNIX, SOCK_STREAM
 from ._sock import (
     AF_UNIX,
     IN,
@@ -357,7 +357,7 @@ def checked(sock: FileDescriptorLike) -> int:
     """The type of a socket that can carry frames and descriptors; ValueError for any other."""
     fd = fileno(sock, "Channel")
     if family(sock, fd) != AF_UNIX:
-        raise ValueError("sock is not an AF_UNIX socket: descriptors do not pass over any other")
+        raise ValueError(NOT_UNIX)
     kind = getsockopt(fd, SO_TYPE)
     if kind not in (SOCK_STREAM, SOCK_SEQPACKET):
         raise ValueError("sock is neither SOCK_STREAM nor SOCK_SEQPACKET")

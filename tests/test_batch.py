@@ -36,8 +36,8 @@ DGRAM, SEQPACKET, STREAM = socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK
 def way(request, fdpass, monkeypatch):
     """Over sendmmsg and recvmmsg, and as where a C library has none."""
     if request.param == "loop":
-        monkeypatch.setattr(fdpass.batch, "lib_sendmmsg", None)
-        monkeypatch.setattr(fdpass.batch, "lib_recvmmsg", None)
+        monkeypatch.setattr(fdpass.sendmmsg, "lib_sendmmsg", None)
+        monkeypatch.setattr(fdpass.recvmmsg, "lib_recvmmsg", None)
     return request.param
 
 
@@ -458,7 +458,7 @@ def test_wrong_messages_are_refused_before_any_is_sent(fdpass, way, messages, er
 def test_too_many_in_flight(fdpass, way, monkeypatch):
     """ETOOMANYREFS is back-pressure here too: waited for, up to the timeout; a non-blocking socket raises."""
     ffi, calls = fdpass._backend.ffi, []
-    module, name = (fdpass.batch, "lib_sendmmsg") if way == "native" else (fdpass.sendall, "lib_sendmsg")
+    module, name = (fdpass.sendmmsg, "lib_sendmmsg") if way == "native" else (fdpass.sendall, "lib_sendmsg")
     real = getattr(module, name)
 
     def full(*args):
@@ -505,7 +505,7 @@ def test_wrong_arguments(fdpass, way, args, error):
 @needs_mmsg
 def test_malformed_control_data_is_warned_about_and_closed(fdpass, monkeypatch):
     """An item that claims more than there is: the warning of `socket`; as an error it leaves nothing open."""
-    real, ffi = fdpass.batch.lib_recvmmsg, fdpass._backend.ffi
+    real, ffi = fdpass.recvmmsg.lib_recvmmsg, fdpass._backend.ffi
 
     def broken(fd, vec, n, flags, timeout):
         got = real(fd, vec, n, flags, timeout)
@@ -514,7 +514,7 @@ def test_malformed_control_data_is_warned_about_and_closed(fdpass, monkeypatch):
         return got
 
     with pair(SEQPACKET) as (a, b), descriptors(2) as fds:
-        monkeypatch.setattr(fdpass.batch, "lib_recvmmsg", broken)
+        monkeypatch.setattr(fdpass.recvmmsg, "lib_recvmmsg", broken)
         before = open_numbers()
         fdpass.send_messages(a, [(b"1", fds), (b"2", fds)])
         with pytest.raises(RuntimeWarning, match="malformed"):

@@ -22,7 +22,7 @@ LEVELS = [
     __init__
     aio
     broker channel creds systemd
-    batch
+    recvmmsg sendmmsg
     afalg sendall _incoming _outgoing
     msg message frames
     _receive _send
@@ -181,7 +181,7 @@ def test_typing_is_not_imported_when_it_runs():
     assert {} == offenders(lambda _, names: names & {"typing", "dataclasses", "collections.abc"}, trees)
 
 
-LIB_CALLS = {"sendmsg": {"_send"}, "recvmsg": {"_receive"}, "sendmmsg": {"batch"}, "recvmmsg": {"batch"}}
+LIB_CALLS = {"sendmsg": {"_send"}, "recvmsg": {"_receive"}, "sendmmsg": {"sendmmsg"}, "recvmmsg": {"recvmmsg"}}
 
 
 @pytest.mark.parametrize("call", LIB_CALLS)

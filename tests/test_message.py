@@ -274,7 +274,7 @@ def test_nobody_is_named_as_the_sender_of_an_end(fdpass, way):
             return fdpass.recv_message(sock, 10, 1)
         if way == "batch":
             return fdpass.recv_messages(sock, 3, 10, 1)[-1]
-        return fdpass.batch.recv_one_by_one(sock, sock.fileno(), 3, 10, 1, 0)[-1]
+        return fdpass.recvmmsg.recv_one_by_one(sock, sock.fileno(), 3, 10, 1, 0)[-1]
 
     with pair() as (a, b):
         fdpass.pass_credentials(b)

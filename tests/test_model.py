@@ -189,7 +189,7 @@ class Traffic(RuleBasedStateMachine):
         def call(sock, bufsize, maxfds, flags):
             if native:
                 return self.fdpass.recv_messages(sock, 1, bufsize, maxfds, flags)[0]
-            return self.fdpass.batch.recv_one_by_one(sock, sock.fileno(), 1, bufsize, maxfds, flags)[0]
+            return self.fdpass.recvmmsg.recv_one_by_one(sock, sock.fileno(), 1, bufsize, maxfds, flags)[0]
 
         self.receive(call, bufsize, maxfds, 0)
 
@@ -199,7 +199,7 @@ class Traffic(RuleBasedStateMachine):
         if native:
             messages = self.fdpass.recv_messages(self.b, n, 100_000, 253)
         else:
-            messages = self.fdpass.batch.recv_one_by_one(self.b, self.b.fileno(), n, 100_000, 253, 0)
+            messages = self.fdpass.recvmmsg.recv_one_by_one(self.b, self.b.fileno(), n, 100_000, 253, 0)
         for message in messages:
             data, inodes, _ = self.expected(100_000, False)
             assert (data, inodes) == (message.data, identities([owned.fileno() for owned in message.fds]))

@@ -52,7 +52,7 @@ def batch(fdpass, sock, maxfds=5):
 
 
 def loop(fdpass, sock, maxfds=5):
-    for message in fdpass.batch.recv_one_by_one(sock, sock.fileno(), 4, 100, maxfds, 0):
+    for message in fdpass.recvmmsg.recv_one_by_one(sock, sock.fileno(), 4, 100, maxfds, 0):
         message.close()
 
 
@@ -138,7 +138,7 @@ def test_an_exception_anywhere_leaves_nothing_open(fdpass, name, pool, error, qu
         if pool == "empty":
             fdpass._scratch.incoming_pool.clear()
             fdpass._scratch.rights_in_pool.clear()
-            fdpass.batch._pool.clear()
+            fdpass.recvmmsg._pool.clear()
         with waiting(fdpass, call, counts, options, kind, sent) as ready:
             yield ready
 
@@ -219,7 +219,7 @@ def test_the_numbers_are_right_wherever_an_exception_comes_in(fdpass, count, qui
 def test_the_numbers_of_a_batch_are_right_wherever_an_exception_comes_in(fdpass, way, count, quiet, monkeypatch):
     """`messages_sent`, and with it the other two, are what arrives, at every boundary of send_messages."""
     if way == "loop":
-        monkeypatch.setattr(fdpass.batch, "lib_sendmmsg", None)
+        monkeypatch.setattr(fdpass.sendmmsg, "lib_sendmmsg", None)
     folder, told = os.path.dirname(fdpass.__file__), 0
     with descriptors(1) as one_fd:
         for n in range(1, 3000):

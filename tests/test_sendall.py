@@ -555,7 +555,7 @@ def no_syscall(fdpass, monkeypatch):
         raise AssertionError("sendmsg was called")
 
     monkeypatch.setattr(fdpass.sendall, "lib_sendmsg", fail)
-    monkeypatch.setattr(fdpass.batch, "lib_sendmmsg", fail)
+    monkeypatch.setattr(fdpass.sendmmsg, "lib_sendmmsg", fail)
     monkeypatch.setattr(fdpass.msg, "lib_sendmsg", fail, raising=False)
 
 

@@ -26,7 +26,7 @@ def batch(fdpass, sock, bufsize, maxfds):
 
 
 def loop(fdpass, sock, bufsize, maxfds):
-    (message,) = fdpass.batch.recv_one_by_one(sock, sock.fileno(), 3, bufsize, maxfds, 0)
+    (message,) = fdpass.recvmmsg.recv_one_by_one(sock, sock.fileno(), 3, bufsize, maxfds, 0)
     return message
 
 
@@ -181,10 +181,10 @@ def test_a_control_buffer_of_a_batch_that_is_too_small(fdpass, monkeypatch):
     with pair() as (a, b), descriptors(5) as fds:
         a.sendmsg([b"data"], rights(fds))
         with monkeypatch.context() as patch:
-            patch.setattr(fdpass.batch, "CONTROL_ROOM", fdpass.CMSG_SPACE(8))
+            patch.setattr(fdpass.recvmmsg, "CONTROL_ROOM", fdpass.CMSG_SPACE(8))
             error = lost(fdpass, fdpass.recv_messages, b, 2, 10, 5)
         assert ("control-buffer", b"data", 2) == (error.reason, error.data, error.received)
-        fdpass.batch._pool.clear()
+        fdpass.recvmmsg._pool.clear()
 
 
 def test_what_cannot_be_known_is_said_to_be_unknown(fdpass, monkeypatch):
@@ -267,7 +267,7 @@ def test_a_batch_keeps_the_whole_messages(fdpass):
 
 
 def loop_of(fdpass, sock, n, bufsize, maxfds):
-    return fdpass.batch.recv_one_by_one(sock, sock.fileno(), n, bufsize, maxfds, 0)
+    return fdpass.recvmmsg.recv_one_by_one(sock, sock.fileno(), n, bufsize, maxfds, 0)
 
 
 def test_it_is_an_oserror_like_any_other(fdpass):
