@@ -144,6 +144,11 @@ def os_error(code: int, fd: int = 0) -> OSError:
     return OSError(code, text)
 
 
+def timed_out() -> OSError:
+    """What is raised past a deadline."""
+    return Timeout(ETIMEDOUT, "timed out")
+
+
 def is_open(fd: int) -> bool:
     """Whether `fd` is an open descriptor of this process."""
     try:
@@ -161,7 +166,7 @@ def wait(fd: int, events: int, deadline: float) -> None:
     """
     left = deadline - monotonic()
     if left < 0:
-        raise Timeout(ETIMEDOUT, "timed out")
+        raise timed_out()
     pollfd = ffi.new("struct pollfd *", (fd, events, 0))
     ready = lib.poll(pollfd, 1, ceil(min(left * 1000, INT_MAX)))
     if ready < 0:
@@ -169,7 +174,7 @@ def wait(fd: int, events: int, deadline: float) -> None:
         if code != EINTR:
             raise os_error(code)
     if not ready and deadline <= monotonic():
-        raise Timeout(ETIMEDOUT, "timed out")
+        raise timed_out()
 
 
 def read_option(fd: int, level: int, option: int, value: Any, room: int) -> int:

@@ -13,6 +13,7 @@ ssl.SSLSocket.
 from __future__ import annotations
 
 import _socket
+import socket
 import sys
 from errno import EBADF
 
@@ -107,6 +108,7 @@ from ._sock import (
     ours,
     reread,
     socket_family,
+    timed_out,
 )
 
 TYPE_CHECKING = False
@@ -125,9 +127,9 @@ MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 # What _into_one receives into: nothing, where a kernel installs descriptors although there is no room for them.
 PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
-# Where no descriptor can come and no timeout counts, CPython's own method does the same on Linux: 64 KiB empty the
-# first cache of a processor, and each line of Python beside the call costs thrice then. It is taken from the class that
-# cannot be changed, since a program may have put recvmsg_into into socket.socket.
+# Where no descriptor can come, CPython's own method does the same on Linux, but for a TimeoutError without an errno:
+# 64 KiB empty the first cache of a processor, and each line of Python beside the call costs thrice then. It is taken
+# from the class that cannot be changed, since a program may have put recvmsg_into into socket.socket.
 native = _socket.socket.recvmsg_into
 NATIVE: Any = 0 if CPYTHON and LINUX and STANDARD else object()  # what `ancbufsize` and `flags` are then
 _audit, from_buffer = sys.audit, ffi.from_buffer
@@ -430,13 +432,14 @@ def recvmsg_into(
         and len(buffers) == 1
         and type(buffers[0]) is bytearray
         and type(sock) is Socket
-        and sock.gettimeout() is None
     ):
         try:
             return native(sock, buffers)
         except OSError as error:
             if error.errno not in (EBADF, None) or not ours(error):
                 raise
+            if type(error) is socket.timeout:
+                raise timed_out() from None
             # else the way below says that it is closed, or knows its family
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     foresee(sock)
