@@ -21,18 +21,37 @@ _pop = list.pop
 _close = os.close
 
 
+def own_error() -> bool:
+    """Whether the exception being handled is one of a call into C that the calling function made itself.
+
+    Else a signal handler raised it there, a trace function, or another thread: without an errno, or in a frame of its
+    own. That it is asked for here and has no name in the caller is on purpose: an exception at the end of an `except`
+    clause would leave a cycle of the name, the traceback and the frame.
+    """
+    _, error, traceback = sys.exc_info()
+    return (
+        isinstance(error, (IndexError, OSError, OverflowError))
+        and getattr(error, "errno", 0) is not None
+        and traceback is not None
+        and traceback.tb_next is None
+        and traceback.tb_frame is sys._getframe(1)
+    )
+
+
 def close_tail(fds: list[int], keep: int) -> None:
     """Close and remove the descriptors of `fds` from its end, until `keep` are left; no OSError of close(2) is raised.
 
     Each is popped and closed within one call into C: no signal handler runs in between, so a descriptor is
     in the list or closed. close(2) gives an error, EINTR too, only after the number is free again on Linux.
+    What a signal handler raises is raised, of whatever class it is, once the rest is closed.
     """
     while len(fds) > keep:
         try:
             deque(map(_close, map(_pop, repeat(fds, len(fds) - keep))), 0)
-        except OSError:
-            if sys.exc_info()[2].tb_next is not None:  # type: ignore[union-attr]
-                raise  # a signal handler's
+        except BaseException:
+            if not own_error():
+                close_tail(fds, keep)
+                raise
 
 
 def close_all(fds: list[int]) -> None:

@@ -403,10 +403,10 @@ class Incoming:
         A thread that still waits must not go on with the next file of that number.
         """
         self.fd, self.reading = -1, (-1,)
-        self.discard()
-        for message in self.back:
-            close_owned(message.fds)
-        close_owned(self.decoder.drain())
+        try:
+            self.discard()
+        finally:
+            close_owned([*(one for message in self.back for one in message.fds), *self.decoder.drain()])
 
 
 def is_read(record: Record) -> bool:

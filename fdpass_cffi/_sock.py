@@ -17,6 +17,7 @@ from select import POLLIN, POLLOUT
 from time import monotonic
 
 from ._backend import CONSTANTS, ffi, lib
+from ._close import own_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,12 +87,14 @@ def _checked(fd: int) -> int:
     return int(fd)
 
 
-def reread(sock: object, fd: int) -> int:
+def reread(sock: Any, fd: int) -> int:
     """The descriptor of `sock` now: a handler may have closed it amid a wait, or an argument when it was looked at.
 
-    Its old number may be another file's by now.
+    Its old number may be another file's by now. Errors as those of `fileno`.
     """
-    return sock.fileno() if isinstance(sock, Socket) else fd
+    if isinstance(sock, Socket):
+        return sock.fileno()
+    return fd if isinstance(sock, int) else fileno(sock, "sendmsg")
 
 
 def take_errno() -> int:
@@ -154,6 +157,8 @@ def is_open(fd: int) -> bool:
     try:
         os.get_inheritable(fd)
     except (OSError, OverflowError):
+        if not own_error():
+            raise
         return False
     return True
 

@@ -7,6 +7,7 @@ import resource
 from errno import EMFILE, ENFILE
 
 from ._backend import CONSTANTS
+from ._sock import is_open
 from .errors import TruncatedError
 
 MSG_TRUNC, MSG_CTRUNC = CONSTANTS["MSG_TRUNC"], CONSTANTS["MSG_CTRUNC"]
@@ -74,12 +75,4 @@ def open_descriptors(limit: int) -> int | None:
         return len(os.listdir("/proc/self/fd")) - 1
     except OSError:
         pass
-    return sum(map(_is_open, range(limit))) if 0 <= limit <= COUNTED else None
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.get_inheritable(fd)
-    except OSError:
-        return False
-    return True
+    return sum(map(is_open, range(limit))) if 0 <= limit <= COUNTED else None

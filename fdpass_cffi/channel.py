@@ -97,8 +97,10 @@ class Ends:
         sock, self._sock, self._fd = self._sock, None, -1
         if sock is not None:
             self._outgoing.fd = -1  # as in Incoming.close
-            self._incoming.close()
-            sock.close()
+            try:
+                self._incoming.close()
+            finally:
+                sock.close()
 
     def _live(self) -> socket.socket:
         if self._sock is None:

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import chain, repeat
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
+from ._close import own_error
 from .errors import raised_in
 
 TYPE_CHECKING = False
@@ -339,24 +340,27 @@ def close_owned(owners: Iterable[OwnedFd]) -> None:
 def close_cells(cells: list[list[int]]) -> None:
     """Close what is in these cells; an OSError of close(2) stops nothing, and neither does an empty cell.
 
-    What a signal handler raises is raised, of whatever class it is; some may be open then, in their cells.
+    What a signal handler raises is raised, of whatever class it is, once the rest is closed.
     """
     if PYPY:
         for cell in cells:
             try:
                 next(map(_close, map(_pop, (cell,))))
-            except (OSError, IndexError):  # IndexError: taken before, or just now by another thread
-                if sys.exc_info()[2].tb_next is not None:  # type: ignore[union-attr]
-                    raise  # a signal handler's
+            except BaseException:  # IndexError: taken before, or just now by another thread
+                if not own_error():
+                    close_cells(cells)
+                    raise
         return
     closing = map(_close, map(_pop, filter(None, cells)))
     while True:
         try:
             deque(closing, maxlen=0)
             return
-        except (OSError, IndexError):  # go on with the next
-            if sys.exc_info()[2].tb_next is not None:  # type: ignore[union-attr]
+        except BaseException:
+            if not own_error():
+                close_cells(cells)
                 raise
+            # else go on with the next
 
 
 def _owner_of(source: Iterator[int]) -> OwnedFd:

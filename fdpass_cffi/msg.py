@@ -162,6 +162,7 @@ def send_fds(
     (b'take this', '/dev/null')
     >>> os.close(fds[0]); a.close(); b.close()
     """
+    _audit("socket.sendmsg", sock, address)
     if type(sock) is Socket:
         fd = sock.fileno()
         domain = socket_family(sock)
@@ -199,7 +200,6 @@ def send_fds(
         if address is not None:
             put_address(block, sock, fd, address)
             keep, fd = (keep, address), reread(sock, fd)
-        _audit("socket.sendmsg", sock, address)
         sent = lib_sendmsg(fd, block.msg, sendmsg_flags)
         if sent < 0:
             try:

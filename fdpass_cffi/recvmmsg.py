@@ -35,6 +35,7 @@ from ._sock import (
     fileno,
     integer,
     most_fds,
+    ours,
     reread,
     take_errno,
 )
@@ -126,8 +127,8 @@ def recv_one_by_one(sock: FileDescriptorLike, fd: int, n: int, bufsize: int, max
                 waiting = flags | MSG_DONTWAIT
                 if isinstance(found[-1], Message) and ends(fd, found[-1]):
                     break
-        except OSError:  # nothing more for now, or an error that must not cost what came before
-            if not found:
+        except OSError as error:  # nothing more for now, or an error that must not cost what came before
+            if not found or not ours(error):
                 raise
     except BaseException:
         for message in found:

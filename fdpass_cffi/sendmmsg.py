@@ -292,7 +292,7 @@ def went(sending: Sending) -> bool:
     try:
         sending.run()
         return True
-    except OSError:
-        if sending.started() or sending.patient:
+    except OSError as error:
+        if sending.started() or sending.patient or not ours(error):
             raise
         return False

@@ -26,8 +26,8 @@ LEVELS = [
     afalg sendall _incoming _outgoing
     msg message frames
     _receive _send
-    _address _vector
-    _darwin _scratch _sock _truncated
+    _address _truncated _vector
+    _darwin _scratch _sock
     _backend fd
     _abi _api _close _cmsg _sockaddr
     _listening _platform errors
