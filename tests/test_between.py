@@ -17,7 +17,7 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from support import PYPY, SOON, close, descriptors, drain, fds_in, fill, identities, on_alarm, pair, rights
+from support import PYPY, SOON, alarm, close, descriptors, drain, fds_in, fill, identities, on_alarm, pair, rights
 
 SEQPACKET = socket.SOCK_SEQPACKET
 SENDS = {
@@ -311,8 +311,16 @@ def acting(act, *items):
     yield from items
 
 
+class Wrapper:
+    """As the sockets of asyncio and trio: fileno() says what another one's says."""
+
+    def __init__(self, sock):
+        self.fileno = sock.fileno
+
+
+@pytest.mark.parametrize("shape", [lambda sock: sock, Wrapper], ids=["socket", "object"])
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_a_number_that_an_argument_makes_another_sockets(fdpass, name):
+def test_a_number_that_an_argument_makes_another_sockets(fdpass, name, shape):
     """The same of a socket that an argument's __index__ or an iterator closes, when it is looked at for the call."""
     with pair(SEQPACKET) as (a, _), pair(SEQPACKET) as (other, peer), descriptors(1) as sent:
         number = a.fileno()
@@ -326,7 +334,7 @@ def test_a_number_that_an_argument_makes_another_sockets(fdpass, name):
 
         try:
             with pytest.raises(OSError) as caught:
-                ARGUMENTS[name](fdpass, a, act)
+                ARGUMENTS[name](fdpass, shape(a), act)
         finally:
             close(moved)
         assert (errno.EBADF, 1) == (caught.value.errno, len(moved))
@@ -421,6 +429,111 @@ def test_a_handlers_os_error_is_not_explained(fdpass):
         fill(a)
         with on_alarm(strike, SOON, SOON), pytest.raises(Mine, match="the handler's"):
             fdpass.send_fds(a, [b"data"], [0, 1])
+
+
+def ring_after(monkeypatch, module, name, at):
+    """Call the handler of SIGALRM at the end of the call number `at` of a function of a module."""
+    real, calls = getattr(module, name), []
+
+    def call(*args):
+        result = real(*args)
+        calls.append(1)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGALRM)
+        return result
+
+    monkeypatch.setattr(module, name, call)
+
+
+def watchdog():
+    raise TimeoutError("time is up")
+
+
+def test_a_handlers_error_amid_a_loop_of_receives(fdpass, monkeypatch):
+    """Where there is no recvmmsg(2), a handler's TimeoutError is no end of what is there: it is raised."""
+    monkeypatch.setattr(fdpass.recvmmsg, "lib_recvmmsg", None)
+    with pair(SEQPACKET) as (a, b):
+        for data in (b"1", b"2", b"3"):
+            fdpass.send_fds(a, [data], [0])
+        ring_after(monkeypatch, fdpass._receive, "lib_recvmsg", 2)
+        ring_after(monkeypatch, fdpass.message, "lib_recvmsg", 1)  # of the same arguments as the call before
+        with on_alarm(watchdog, 0), pytest.raises(TimeoutError, match="time is up"):
+            fdpass.recv_messages(b, 3, 10, 1)
+
+
+def test_a_handlers_error_amid_a_loop_of_sends(fdpass, monkeypatch):
+    """Where there is no sendmmsg(2), a handler's TimeoutError is raised, and says how many messages have gone."""
+    monkeypatch.setattr(fdpass.sendmmsg, "lib_sendmmsg", None)
+    with pair(SEQPACKET) as (a, b):
+        ring_after(monkeypatch, fdpass.sendall, "keep_outgoing", 2)
+        with on_alarm(watchdog, 0), pytest.raises(TimeoutError, match="time is up") as caught:
+            fdpass.send_messages(a, [(b"1", [0]), (b"2", [0]), (b"3", [0])])
+        b.setblocking(False)
+        assert (2, b"12") == (caught.value.messages_sent, drain(b))
+
+
+def test_a_handlers_error_amid_a_channels_close(fdpass, monkeypatch):
+    """It is raised, and the socket and all descriptors are closed by then."""
+    a, b = fdpass.Channel.pair()
+    with a:
+        a.send(b"data", [0, 0, 0])
+        b._incoming.put_back(b.recv())  # as a recv that an exception leaves at its end
+        ring_after(monkeypatch, fdpass.fd, "_close", 1)
+        with on_alarm(watchdog, 0), pytest.raises(TimeoutError, match="time is up"):
+            b.close()
+        monkeypatch.undo()
+        assert b.closed
+        with alarm(20), pytest.raises(EOFError):
+            a.recv()
+
+
+def test_an_error_is_told_from_one_that_comes_from_elsewhere(fdpass):
+    """That of a call which was made here has an errno, and no frame of its own in the traceback."""
+
+    def refused():
+        os.close(-1)
+
+    for whose, call, args in (
+        (True, os.close, (-1,)),
+        (False, refused, ()),
+        (False, socket.inet_aton, ("no address",)),  # an OSError without an errno, as another thread may raise here
+    ):
+        try:
+            call(*args)
+        except OSError:
+            assert whose is fdpass._close.own_error()
+
+
+def test_the_audit_hook_may_close_the_socket():
+    """As with `socket`, what it closes is closed for the call: nothing goes to whoever has the number then."""
+    code = """
+import os, socket, sys, fdpass_cffi
+a, b = socket.socketpair()
+other, peer = socket.socketpair()
+armed = []
+def hook(event, args):
+    if armed and event == "socket.sendmsg":
+        armed.clear()
+        number = a.fileno()
+        a.close()
+        os.dup2(other.fileno(), number)
+sys.addaudithook(hook)
+for send in (fdpass_cffi.send_fds, fdpass_cffi.sendmsg):
+    for fds in ([0], [0, 0]) if send is fdpass_cffi.send_fds else ([],):
+        armed.append(1)
+        try:
+            send(a, [b"mine"], fds)
+        except OSError as error:
+            print(error.errno)
+        a = socket.socket(socket.AF_UNIX)
+peer.setblocking(False)
+try:
+    peer.recv(10)
+except BlockingIOError:
+    print("nothing")
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, timeout=60)
+    assert [str(errno.EBADF)] * 3 + ["nothing"] == done.stdout.decode().split()
 
 
 def test_a_table_that_fills_between_a_peek_and_its_read(fdpass, monkeypatch):
