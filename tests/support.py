@@ -167,6 +167,13 @@ def run_child(fdpass, code: str, *args: object, **options) -> str:
     return child.stdout
 
 
+class Wrapper:
+    """As asyncio's TransportSocket: fileno(), and nothing else that is looked at."""
+
+    def __init__(self, sock) -> None:
+        self.fileno = sock.fileno
+
+
 class Alarm(Exception):
     """Raised by the handler of `alarm`: the call under test did not return by itself."""
 

@@ -17,7 +17,21 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from support import PYPY, SOON, alarm, close, descriptors, drain, fds_in, fill, identities, on_alarm, pair, rights
+from support import (
+    PYPY,
+    SOON,
+    Wrapper,
+    alarm,
+    close,
+    descriptors,
+    drain,
+    fds_in,
+    fill,
+    identities,
+    on_alarm,
+    pair,
+    rights,
+)
 
 SEQPACKET = socket.SOCK_SEQPACKET
 SENDS = {
@@ -309,13 +323,6 @@ def acting(act, *items):
     """`items`, after something else was done."""
     act()
     yield from items
-
-
-class Wrapper:
-    """As the sockets of asyncio and trio: fileno() says what another one's says."""
-
-    def __init__(self, sock):
-        self.fileno = sock.fileno
 
 
 @pytest.mark.parametrize("shape", [lambda sock: sock, Wrapper], ids=["socket", "object"])

@@ -26,6 +26,7 @@ from support import (
     SCM_RIGHTS,
     SOL_SOCKET,
     STDLIB,
+    Wrapper,
     close,
     descriptors,
     drain,
@@ -117,10 +118,6 @@ def test_cmsg_len_and_space(fdpass):
 
 def test_what_a_socket_may_be(fdpass):
     """A socket, its number, a duplicate, asyncio's TransportSocket, and any object with fileno() do the same."""
-
-    class Wrapper:
-        def __init__(self, sock) -> None:
-            self.fileno = sock.fileno
 
     class Own(socket.socket):
         pass

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 from support import (
     Alarm,
+    Wrapper,
     alarm,
     close,
     descriptors,
@@ -72,13 +73,6 @@ def blocked(fdpass, name, a, b):
         return b, partial(RECEIVE[name], fdpass)
     fill(a)
     return a, partial(SEND[name], fdpass)
-
-
-class Wrapper:
-    """As asyncio's TransportSocket: fileno(), and nothing else that is looked at."""
-
-    def __init__(self, sock) -> None:
-        self.fileno = sock.fileno
 
 
 # Who waits
