@@ -208,6 +208,12 @@ def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple
     On PyPy the memory of a slice of a cast memoryview cannot be had: from_buffer gives a copy of it, and
     says so only if it is asked for writable memory. Such a buffer is received into other memory.
     """
+    parts, copies = writable(buffers)
+    return spread(block, parts), copies
+
+
+def writable(buffers: Iterable[Buffer]) -> tuple[list[Any], list[tuple[memoryview, bytearray]]]:
+    """A char[] over the memory of each of `buffers`, and what `scatter` says is to be copied."""
     parts: list[Any] = []
     copies: list[tuple[memoryview, bytearray]] = []
     try:
@@ -215,7 +221,7 @@ def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple
     except BaseException:
         parts.clear()  # the traceback knows this frame, as in send_fds
         raise
-    return spread(block, parts), copies
+    return parts, copies
 
 
 def _writable(data: Buffer, copies: list[tuple[memoryview, bytearray]]) -> Any:

@@ -31,6 +31,7 @@ LEVELS = [
     _backend fd
     _abi _api _close _cmsg _sockaddr
     _listening _platform errors
+    _tables
     """.splitlines()
     if line.strip()
 ]
@@ -39,7 +40,8 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # What the pure modules may import when they run: of the standard library these, and of the package these.
 PURE = {
     "errors": "errno",
-    "_platform": "os",
+    "_platform": "os ._tables",
+    "_tables": "",
     "_cmsg": "_struct",
     "_sockaddr": "operator os socket struct sys ._platform",
     "frames": "struct .errors",

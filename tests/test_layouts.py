@@ -33,7 +33,8 @@ class Program:
     """layouts.c, compiled: what the C compiler says."""
 
     def __init__(self, folder: Path) -> None:
-        names = sorted({name for table in load("abi")._platform._TABLES.values() for name in table})
+        platform = load("abi")._platform
+        names = sorted({name for system in platform.SUPPORTED for name in platform.constants(system, "")})
         wanted = (f'#ifdef {name}\n    {{ "{name}", {name} }},\n#endif\n' for name in names)
         (folder / "constants.h").write_text("".join(wanted))
         self.path = folder / "layouts"
