@@ -284,7 +284,7 @@ def is_number(node: ast.AST | None) -> bool:
 
 
 def test_numbers_of_sockets_are_in_the_table_alone(tmp_path):
-    """No module gives a number to a SOL_, SO_, SOCK_, MSG_ or SCM_ name outside the tables: they differ between machines."""
+    """No module gives a number to a SOL_, SO_, SOCK_, MSG_ or SCM_ name outside the tables: machines differ in them."""
     bad = tmp_path / "bad.py"
     bad.write_text("SO_TYPE = 3\nA, MSG_PEEK = f(), 1 << 1\nSOL_X: int = -1\nSO_OK = f(1)\nSCM_MAX_FD = CONST['a']\n")
     assert ["SO_TYPE", "MSG_PEEK", "SOL_X"] == numbers_given(bad)
