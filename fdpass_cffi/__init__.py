@@ -60,17 +60,17 @@ __all__ = [
 ]
 
 _WHERE = {
-    "afalg": ("sendmsg_afalg",),
-    "channel": ("Channel",),
-    "creds": ("pass_credentials", "pass_pidfd", "pass_rights", "peer_credentials", "peer_pidfd"),
-    "errors": ("LocalProtocolError", "ProtocolError", "TruncatedError"),
-    "fd": ("OwnedFd",),
-    "message": ("Credentials", "Message", "recv_message"),
-    "recvmmsg": ("recv_messages",),
-    "sendall": ("sendall_fds",),
-    "sendmmsg": ("send_messages",),
+    "afalg": "sendmsg_afalg",
+    "channel": "Channel",
+    "creds": "pass_credentials pass_pidfd pass_rights peer_credentials peer_pidfd",
+    "errors": "LocalProtocolError ProtocolError TruncatedError",
+    "fd": "OwnedFd",
+    "message": "Credentials Message recv_message",
+    "recvmmsg": "recv_messages",
+    "sendall": "sendall_fds",
+    "sendmmsg": "send_messages",
 }
-_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names.split()}
 # Those of the constants that `socket` lacks on some interpreter, where this platform has them.
 globals().update(
     (name, CONSTANTS[name])

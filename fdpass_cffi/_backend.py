@@ -83,3 +83,4 @@ def _layout() -> Layout:
 
 LAYOUT = _layout()
 CONSTANTS = _platform.as_told(_platform.constants(SYSTEM, MACHINE), socket)
+del _api, _abi, _choose, _layout

@@ -117,3 +117,4 @@ def _count_frame() -> int:
 ALONE = UNSHARED = 0
 if CPYTHON:
     ALONE, UNSHARED = _alone(), _unshared()
+del _count, _alone, _unshared, _count_frame

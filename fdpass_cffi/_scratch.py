@@ -60,6 +60,7 @@ IOV_LEN = _index("struct iovec", "iov_len", WORD, IOVEC)  # in sizes
 CMSG_LEN = _index(CMSGHDR, "cmsg_len", LEN, CONTROL)  # in lens
 CMSG_LEVEL = _index(CMSGHDR, "cmsg_level", 4, CONTROL)  # in ints
 CMSG_TYPE = _index(CMSGHDR, "cmsg_type", 4, CONTROL)
+del _index
 CMSG_DATA = (CONTROL + LAYOUT.data) // 4
 
 # One SCM_RIGHTS item with one descriptor

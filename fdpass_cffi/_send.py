@@ -295,6 +295,19 @@ def refuse(raw: bytes, given: Sequence[FileDescriptorLike], name: str = "fds") -
 
 if PYPY:
 
+    def written(block: Block, given: Sequence[Any]) -> bool:
+        """Whether all of `given` were ints that can be descriptors; they are in the control buffer then.
+
+        Compiled by PyPy, this takes half as long as an array.
+        """
+        ints, at = block.ints, CMSG_DATA
+        for item in given:
+            if type(item) is not int or not 0 <= item <= INT_MAX:
+                return False
+            ints[at] = item
+            at += 1
+        return True
+
     def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, object]:
         """`pack_fds` and `put_rights` in one; what both of them give."""
         given = given[:]  # nobody changes it while it is written
@@ -331,20 +344,6 @@ else:
                 return raw, None
         raw = pack_fds(given)
         return raw, put_rights(block, raw)
-
-
-def written(block: Block, given: Sequence[Any]) -> bool:
-    """Whether all of `given` were ints that can be descriptors; they are in the control buffer then.
-
-    Compiled by PyPy, this takes half as long as an array.
-    """
-    ints, at = block.ints, CMSG_DATA
-    for item in given:
-        if type(item) is not int or not 0 <= item <= INT_MAX:
-            return False
-        ints[at] = item
-        at += 1
-    return True
 
 
 def shape_for(count: int) -> Shape | None:
