@@ -4,8 +4,6 @@ The drop-ins but sendmsg_afalg are imported at once; what goes beyond `socket` w
 program which needs the drop-ins alone pays for no more.
 """
 
-from __future__ import annotations
-
 from ._backend import BACKEND, CONSTANTS
 from .msg import CMSG_LEN, CMSG_SPACE, recv_fds, recvmsg, recvmsg_into, send_fds, sendmsg
 
@@ -98,5 +96,5 @@ def __getattr__(name: str) -> object:
     return value
 
 
-def __dir__() -> list[str]:
+def __dir__() -> "list[str]":
     return sorted({*globals(), *_MODULE})

@@ -4,8 +4,6 @@
 used if it is there, else ABI. Above this file the same code runs on both.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import sys
@@ -35,35 +33,25 @@ LINUX = SYSTEM == _platform.LINUX
 KERNEL = _platform.Kernel(SYSTEM)
 
 
-def _api() -> tuple[Any, Lib] | None:
-    """The compiled module; None if it was not built, ImportError if it is there and does not load."""
-    try:
-        from ._api import ffi, lib  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__.rpartition('.')[0]}._api":
-            raise
-        return None
-    return ffi, lib
-
-
-def _abi() -> tuple[Any, Lib]:
-    """The generated declarations, looked up in the C library that the interpreter runs on."""
-    from ._abi import ffi
-
-    lib: Any = ffi.dlopen(None)
-    return ffi, lib
-
-
-def _choose(asked: str | None) -> tuple[str, Any, Lib]:
+def _choose(asked: "str | None") -> "tuple[str, Any, Lib]":
+    """The backend's name, and its `ffi` and `lib`; ImportError for the compiled module if it does not load."""
     if asked not in (None, "", "abi", "api"):
         raise ImportError(f"FDPASS_CFFI_BACKEND is {asked!r}: it must be 'abi' or 'api'")
+    ffi: Any
+    lib: Any
     if asked != "abi":
-        api = _api()
-        if api is not None:
-            return ("api", *api)
+        try:
+            from ._api import ffi, lib  # type: ignore[import-not-found,no-redef,unused-ignore]
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__.rpartition('.')[0]}._api":
+                raise
+        else:
+            return "api", ffi, lib
         if asked == "api":
             raise ImportError("FDPASS_CFFI_BACKEND is 'api', but the API module was not built: run build_ffi.py")
-    return ("abi", *_abi())
+    from ._abi import ffi
+
+    return "abi", ffi, ffi.dlopen(None)  # the C library that the interpreter runs on
 
 
 BACKEND, ffi, lib = _choose(os.environ.get("FDPASS_CFFI_BACKEND"))
@@ -71,16 +59,9 @@ BACKEND, ffi, lib = _choose(os.environ.get("FDPASS_CFFI_BACKEND"))
 _PREFIX = "" if BACKEND == "api" else "linux_" if LINUX else "bsd_"
 MSGHDR, MMSGHDR, CMSGHDR = f"struct {_PREFIX}msghdr", f"struct {_PREFIX}mmsghdr", f"struct {_PREFIX}cmsghdr"
 WORD: int = ffi.sizeof("size_t")
-
-
-def _layout() -> Layout:
-    header = "@Nii" if LINUX else "@Iii"
-    if BACKEND == "api":
-        align = lib.CMSG_SPACE(1) - lib.CMSG_SPACE(0)  # type: ignore[attr-defined]
-        return Layout(header, int(ffi.cast("int", align)))  # PyPy calculates slowly with what was a size_t
-    return Layout(header, _platform.cmsg_align(SYSTEM, MACHINE, WORD))
-
-
-LAYOUT = _layout()
+if BACKEND == "api":  # PyPy calculates slowly with what was a size_t
+    _ALIGN = int(ffi.cast("int", lib.CMSG_SPACE(1) - lib.CMSG_SPACE(0)))  # type: ignore[attr-defined]
+else:
+    _ALIGN = _platform.cmsg_align(SYSTEM, MACHINE, WORD)
+LAYOUT = Layout("@Nii" if LINUX else "@Iii", _ALIGN)
 CONSTANTS = _platform.as_told(_platform.constants(SYSTEM, MACHINE), socket)
-del _api, _abi, _choose, _layout

@@ -1,7 +1,5 @@
 """Closing descriptors that nobody owns: many at once, and those that were about to be returned."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import deque
@@ -16,7 +14,7 @@ CPYTHON = sys.implementation.name == "cpython"
 # loops alone, and only a trace or profile function can raise there.
 ALWAYS = CPYTHON and sys.version_info < (3, 11)
 # What is not None when it is called where an `Unreturned` is to be made: never if references are not counted.
-gettrace: Callable[[], object] = object if ALWAYS else sys.gettrace if CPYTHON else type(None)
+gettrace: "Callable[[], object]" = object if ALWAYS else sys.gettrace if CPYTHON else type(None)
 _pop = list.pop
 _close = os.close
 
@@ -38,7 +36,7 @@ def own_error() -> bool:
     )
 
 
-def close_tail(fds: list[int], keep: int) -> None:
+def close_tail(fds: "list[int]", keep: int) -> None:
     """Close and remove the descriptors of `fds` from its end, until `keep` are left; no OSError of close(2) is raised.
 
     Each is popped and closed within one call into C: no signal handler runs in between, so a descriptor is
@@ -54,7 +52,7 @@ def close_tail(fds: list[int], keep: int) -> None:
                 raise
 
 
-def close_all(fds: list[int]) -> None:
+def close_all(fds: "list[int]") -> None:
     """Close every descriptor of `fds` and empty it."""
     close_tail(fds, 0)
 
@@ -73,11 +71,11 @@ class Unreturned:
 
     __slots__ = ("held", "inside")
 
-    def __init__(self, inside: Callable[[Any], list[int]]) -> None:
+    def __init__(self, inside: "Callable[[Any], list[int]]") -> None:
         self.inside = inside
         self.held: Any = []
 
-    def hold(self, held: Any) -> None:
+    def hold(self, held: "Any") -> None:
         """This is being returned, by the function that calls; nothing else is left to do in it.
 
         Not where somebody else knows the function's frame (a debugger, or a traceback of what it called, by f_back):
@@ -93,28 +91,25 @@ class Unreturned:
             close_all(self.inside(held))
 
 
-def _count(holder: Unreturned) -> int:
-    held = getattr(holder, "held", None)
-    return sys.getrefcount(held) if held else 0
+def _counts() -> "tuple[int, int]":
+    """How many references __del__ counts to a list that nobody else knows, and `hold` to the frame of its caller.
 
+    They differ between versions.
+    """
 
-def _alone() -> int:
-    """How many references __del__ counts to a list that nobody else knows: it differs between versions."""
+    def of_list(holder: Unreturned) -> int:
+        held = getattr(holder, "held", None)
+        return sys.getrefcount(held) if held else 0
+
+    def of_frame() -> int:
+        return sys.getrefcount(sys._getframe(1))
+
     holder = Unreturned(lambda _: [])
     holder.held = [None]
-    return _count(holder)
-
-
-def _unshared() -> int:
-    """How many references `hold` counts to the frame of its caller, if there is no other."""
-    return _count_frame()
-
-
-def _count_frame() -> int:
-    return sys.getrefcount(sys._getframe(1))
+    return of_list(holder), of_frame()
 
 
 ALONE = UNSHARED = 0
 if CPYTHON:
-    ALONE, UNSHARED = _alone(), _unshared()
-del _count, _alone, _unshared, _count_frame
+    ALONE, UNSHARED = _counts()
+del _counts  # as _index in _scratch: fewer objects, for which an import may have to wait for the collector

@@ -4,8 +4,6 @@ Pure: a `Layout` is made of numbers alone, so that every platform's is tested on
 See cmsg(3); the macros cannot be called in ABI mode, so they are computed here for both modes.
 """
 
-from __future__ import annotations
-
 from _struct import Struct  # `struct` is this under another name, and one more file to be read at import
 
 TYPE_CHECKING = False
@@ -38,7 +36,7 @@ class Layout:
         """CMSG_SPACE: the bytes that an item with `length` bytes of data takes up, padding included."""
         return self.data + self.aligned(length)
 
-    def pack(self, items: Iterable[tuple[int, int, bytes | bytearray | memoryview]]) -> bytearray:
+    def pack(self, items: "Iterable[tuple[int, int, bytes | bytearray | memoryview]]") -> bytearray:
         """A control buffer of `items`, each (cmsg_level, cmsg_type, data); struct.error if a number does not fit."""
         control = bytearray()
         for level, kind, data in items:
@@ -49,7 +47,7 @@ class Layout:
             control[start + self.data : start + self.data + size] = raw
         return control
 
-    def walk(self, control: bytes) -> Iterator[tuple[int, int, int, int, bool]]:
+    def walk(self, control: bytes) -> "Iterator[tuple[int, int, int, int, bool]]":
         """Each item of a received control buffer: (cmsg_level, cmsg_type, start, stop, whole).
 
         `control` is the msg_controllen bytes that the kernel filled in; start and stop bound the item's

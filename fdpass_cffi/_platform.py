@@ -6,8 +6,6 @@ so that all tables are tested on any machine. Numbers come from the headers of e
 the running system best.
 """
 
-from __future__ import annotations
-
 from os import fsdecode
 
 LINUX, DARWIN, FREEBSD, NETBSD, OPENBSD = "linux", "darwin", "freebsd", "netbsd", "openbsd"
@@ -47,7 +45,7 @@ _LINUX = {
 _OWN_NUMBERS = ("ppc", "mips", "alpha", "sparc", "parisc")
 
 
-def constants(os_name: str, machine: str) -> dict[str, int]:
+def constants(os_name: str, machine: str) -> "dict[str, int]":
     """The constants of <sys/socket.h> by their C names; a name the platform lacks is not in it."""
     if os_name == LINUX and not machine.startswith(_OWN_NUMBERS):
         return dict(_LINUX)
@@ -56,12 +54,12 @@ def constants(os_name: str, machine: str) -> dict[str, int]:
     return constants(os_name, machine, _LINUX)
 
 
-def as_told(table: dict[str, int], module: object) -> dict[str, int]:
+def as_told(table: "dict[str, int]", module: object) -> "dict[str, int]":
     """The table, with the numbers that a module, `socket`, has of its names."""
     return {name: int(getattr(module, name, number)) for name, number in table.items()}
 
 
-def unix_path(raw: bytes, *, bsd: bool) -> str | bytes:
+def unix_path(raw: bytes, *, bsd: bool) -> "str | bytes":
     """The address in a struct sockaddr_un of AF_UNIX: a path as str, on Linux an abstract name as bytes; unix(7).
 
     It is here, and not with the other families, since what receives descriptors needs it at its start: a full table of

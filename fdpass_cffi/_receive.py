@@ -4,8 +4,6 @@ Law: until a Block's msg_namelen is set back to NOT_ARRIVED, its memory says whi
 that an exception at any point between the syscall and their owner can close them: see `abandon`.
 """
 
-from __future__ import annotations
-
 import _struct
 from array import array
 from errno import EINVAL, EMSGSIZE, EOPNOTSUPP
@@ -65,7 +63,7 @@ if KERNEL.truncation_leaks or KERNEL.sets_no_cloexec:
     lib_recvmsg = partial(_darwin.recvmsg, lib.recvmsg, KERNEL.truncation_leaks, KERNEL.sets_no_cloexec)
 
 
-def receive(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:
+def receive(sock: "Any", fd: int, block: Block, room: int, flags: int) -> int:
     """recvmsg(2) with `room` bytes for control data, waiting and retrying as `failed` says; the bytes received.
 
     Descriptors come with close-on-exec where the kernel can set it.
@@ -77,7 +75,7 @@ def receive(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:
     return got if got >= 0 else receive_again(sock, fd, block, room, flags)
 
 
-def receive_again(sock: Any, fd: int, block: Block, room: int, flags: int) -> int:
+def receive_again(sock: "Any", fd: int, block: Block, room: int, flags: int) -> int:
     """`receive` from where its first recvmsg, with these `flags`, has failed; callers in a hurry make the first one."""
     deadline = None
     while True:
@@ -100,7 +98,7 @@ def receive_again(sock: Any, fd: int, block: Block, room: int, flags: int) -> in
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)  # recvmsg(2) says how much of it was written
 
 
-def data_room(block: Block, bufsize: Any) -> Any:
+def data_room(block: Block, bufsize: "Any") -> "Any":
     """Point the iovec at memory for `bufsize` bytes where the block has too little; None where it has enough."""
     size = buffer_size(bufsize)
     block.sizes[IOV_LEN] = size
@@ -111,7 +109,7 @@ def data_room(block: Block, bufsize: Any) -> Any:
     return memory
 
 
-def received_data(block: Block, memory: Any, got: int) -> bytes:
+def received_data(block: Block, memory: "Any", got: int) -> bytes:
     """The bytes that came; `got` may be more than there was room for, with MSG_TRUNC in the flags."""
     got = min(got, block.sizes[IOV_LEN])
     if memory is None:
@@ -120,7 +118,7 @@ def received_data(block: Block, memory: Any, got: int) -> bytes:
     return ffi.buffer(memory, got)[:]  # type: ignore[no-any-return]
 
 
-def control_room(block: Block, ancbufsize: Any) -> int:
+def control_room(block: Block, ancbufsize: "Any") -> int:
     """Point msg_control at memory for `ancbufsize` bytes where the block has too little; the number, checked."""
     size = control_size(ancbufsize)
     if size > CONTROL_ROOM:
@@ -129,7 +127,7 @@ def control_room(block: Block, ancbufsize: Any) -> int:
     return size
 
 
-def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int) -> bytes:
+def bring(sock: "Any", fd: int, block: Block, bufsize: "Any", room: int, flags: int) -> bytes:
     """One receive of at most `bufsize` bytes; the rest of what came is in the block."""
     if type(bufsize) is int and 0 <= bufsize <= INCOMING_DATA:
         block.sizes[IOV_LEN] = bufsize
@@ -149,7 +147,9 @@ def bring(sock: Any, fd: int, block: Block, bufsize: Any, room: int, flags: int)
     return received_data(block, memory, receive(sock, fd, block, room, flags))
 
 
-def bring_rights(sock: Any, fd: int, block: Block, bufsize: Any, maxfds: Any, flags: Any) -> tuple[int, bytes]:
+def bring_rights(
+    sock: "Any", fd: int, block: Block, bufsize: "Any", maxfds: "Any", flags: "Any"
+) -> "tuple[int, bytes]":
     """`bring` where descriptors are wanted: `flags`, checked, and the data. The block remembers what it was asked for.
 
     The next call with the same `bufsize` and `maxfds`, and no flags, has nothing to check and nothing to fill in.
@@ -165,7 +165,7 @@ def bring_rights(sock: Any, fd: int, block: Block, bufsize: Any, maxfds: Any, fl
     return flags, data
 
 
-def wipe(block: Block, sock: Any, fd: int) -> None:
+def wipe(block: Block, sock: "Any", fd: int) -> None:
     """Zeros where the data goes, before a call with MSG_TRUNC: TCP counts its bytes then and writes none of them.
 
     What an earlier call left there would be taken for them; tcp(7).
@@ -175,7 +175,7 @@ def wipe(block: Block, sock: Any, fd: int) -> None:
         ffi.memmove(block.iov.iov_base, bytes(size), size)
 
 
-def only_item(block: Block) -> list[int] | None:
+def only_item(block: Block) -> "list[int] | None":
     """The descriptors, if one whole SCM_RIGHTS item is all that came (by far the most frequent), else None."""
     ints, length = block.ints, block.lens[CMSG_LEN]
     if (
@@ -196,7 +196,7 @@ def disown(block: Block) -> None:
         block.extra = None
 
 
-def sender(sock: Any, fd: int, raw: bytes) -> object:
+def sender(sock: "Any", fd: int, raw: bytes) -> object:
     """The address in the struct sockaddr that the kernel wrote, `raw` as long as it said: at least the family."""
     if raw[FAMILY] == UNIX_FAMILY:
         return unix_path(raw, bsd=not LINUX)
@@ -205,7 +205,7 @@ def sender(sock: Any, fd: int, raw: bytes) -> object:
     return from_sockaddr(sock, fd, raw)
 
 
-def foresee(sock: Any) -> None:
+def foresee(sock: "Any") -> None:
     """Import what reads the addresses of a socket of another family than AF_UNIX, before anything is received from it.
 
     Afterwards the table of descriptors may be full, or the package's folder gone: see unix_path.
@@ -214,12 +214,12 @@ def foresee(sock: Any) -> None:
         from . import _address  # noqa: F401
 
 
-def items(block: Block) -> tuple[list[tuple[int, int, bytes]], bool]:
+def items(block: Block) -> "tuple[list[tuple[int, int, bytes]], bool]":
     """The control messages that arrived, each (cmsg_level, cmsg_type, data), and whether all were whole."""
     return parsed(ffi.buffer(ffi.cast("char *", block.msg.msg_control), block.lens[CONTROLLEN])[:])
 
 
-def parsed(control: bytes) -> tuple[list[tuple[int, int, bytes]], bool]:
+def parsed(control: bytes) -> "tuple[list[tuple[int, int, bytes]], bool]":
     """The control messages in a control buffer, and whether all were whole."""
     found, all_whole = [], True
     for level, kind, start, stop, whole in LAYOUT.walk(control):
@@ -228,12 +228,12 @@ def parsed(control: bytes) -> tuple[list[tuple[int, int, bytes]], bool]:
     return found, all_whole
 
 
-def ints(data: bytes) -> list[int]:
+def ints(data: bytes) -> "list[int]":
     """The C ints in the data of a control message; a part of one at the end does not count."""
     return array("i", data[: len(data) & ~3]).tolist()
 
 
-def carried(ancdata: list[tuple[int, int, bytes]]) -> tuple[list[int], list[int]]:
+def carried(ancdata: "list[tuple[int, int, bytes]]") -> "tuple[list[int], list[int]]":
     """Every descriptor in `ancdata`: those of SCM_RIGHTS, and those of SCM_PIDFD."""
     rights: list[int] = []
     pidfds: list[int] = []
@@ -245,7 +245,7 @@ def carried(ancdata: list[tuple[int, int, bytes]]) -> tuple[list[int], list[int]
     return rights, pidfds
 
 
-def arrived(block: Block) -> list[int]:
+def arrived(block: Block) -> "list[int]":
     """Every descriptor that a recvmsg brought into this block and that nobody owns yet."""
     if block.ints[NAMELEN] == NOT_ARRIVED:
         return []
@@ -253,7 +253,7 @@ def arrived(block: Block) -> list[int]:
     return rights + pidfds
 
 
-def abandon(block: Block | None, fds: list[int] | None, pool: list[Block]) -> None:
+def abandon(block: "Block | None", fds: "list[int] | None", pool: "list[Block]") -> None:
     """Close what arrived: `fds` where it was already taken out of the block, else what the block's memory says.
 
     The block then goes back to its pool, unless its caller had given it back, which it does once it has `fds`. Most of
@@ -266,7 +266,7 @@ def abandon(block: Block | None, fds: list[int] | None, pool: list[Block]) -> No
         give_back(block, pool)
 
 
-def give_back(block: Block, pool: list[Block]) -> None:
+def give_back(block: Block, pool: "list[Block]") -> None:
     """Put a block into the pool that it is from; it points at itself again, and at nothing that its call had made."""
     block.iov.iov_base = block.start + DATA
     block.msg.msg_iov, block.msg.msg_iovlen = block.iov, 1
@@ -275,7 +275,7 @@ def give_back(block: Block, pool: list[Block]) -> None:
     pool.append(block)
 
 
-def ancillary(block: Block, stacklevel: int) -> list[tuple[int, int, bytes]]:
+def ancillary(block: Block, stacklevel: int) -> "list[tuple[int, int, bytes]]":
     """The control messages as `socket` returns them, with its warning."""
     ancdata, whole = items(block)
     if not whole:
@@ -283,7 +283,7 @@ def ancillary(block: Block, stacklevel: int) -> list[tuple[int, int, bytes]]:
     return ancdata
 
 
-def only_rights(block: Block, most: int, stacklevel: int) -> tuple[list[int], int, bool]:
+def only_rights(block: Block, most: int, stacklevel: int) -> "tuple[list[int], int, bool]":
     """The descriptors that arrived, how many of them to keep, the first ones, and whether there are more than `most`.
 
     After them come those not asked for: what the sender sent beyond `most`, and pidfds.

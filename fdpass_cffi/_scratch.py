@@ -11,8 +11,6 @@ descriptor and nothing else, by far the most frequent, `head[:]` is `usual`, and
 it is `seen`, that of the last message with several.
 """
 
-from __future__ import annotations
-
 import sys
 from _struct import Struct
 
@@ -71,7 +69,7 @@ UNREADY = object()  # is no argument of anybody
 WHOLE = slice(None)
 NONE_SET = 0  # `flags` told by identity, since what is equal to it need not be an int
 # Data of one byte, which most messages with descriptors have; made in a tenth of the time of a comprehension
-BYTES: list[Any] = memoryview(bytes(range(256))).cast("c").tolist()
+BYTES: "list[Any]" = memoryview(bytes(range(256))).cast("c").tolist()
 
 
 class Block:
@@ -126,12 +124,12 @@ class Block:
         self.ints[CMSG_LEVEL], self.ints[CMSG_TYPE] = SOL_SOCKET, SCM_RIGHTS
 
 
-def outgoing() -> Block:
+def outgoing() -> "Block":
     """A block for a send, when the pool is empty."""
     return Block(OUTGOING_DATA)
 
 
-def incoming() -> Block:
+def incoming() -> "Block":
     """A block for a receive, when the pool is empty: with room for the sender's name."""
     block = Block(INCOMING_DATA)
     block.msg.msg_name = block.start + NAME
@@ -142,11 +140,11 @@ def incoming() -> Block:
     return block
 
 
-outgoing_pool: list[Block] = []
-incoming_pool: list[Block] = []
-rights_out_pool: list[Block] = []  # of send_fds, which looks at `ready`
-rights_in_pool: list[Block] = []  # of recv_fds and recv_message, which do so too
-into_pool: list[Block] = []  # of recvmsg_into, which points their iovec at its caller's memory
+outgoing_pool: "list[Block]" = []
+incoming_pool: "list[Block]" = []
+rights_out_pool: "list[Block]" = []  # of send_fds, which looks at `ready`
+rights_in_pool: "list[Block]" = []  # of recv_fds and recv_message, which do so too
+into_pool: "list[Block]" = []  # of recvmsg_into, which points their iovec at its caller's memory
 # Methods bound once: CPython takes a name that was imported for a module's, and binds the method anew for each call.
 take_outgoing, keep_outgoing = outgoing_pool.pop, outgoing_pool.append
 take_incoming, keep_incoming = incoming_pool.pop, incoming_pool.append
@@ -156,10 +154,10 @@ take_into, keep_into = into_pool.pop, into_pool.append
 
 
 MOST_STRUCTS = 256
-_structs: dict[int, Struct] = {}
+_structs: "dict[int, Struct]" = {}
 
 
-def c_ints(count: int) -> Struct:
+def c_ints(count: int) -> "Struct":
     """The Struct of `count` C ints, the quickest to and from a list on CPython."""
     found = _structs.get(count)
     if found is None:
@@ -176,18 +174,18 @@ if PYPY:
 
         __slots__ = ("at", "count")
 
-        def __init__(self, at: Any, count: int) -> None:
+        def __init__(self, at: "Any", count: int) -> None:
             self.at, self.count = at, count
 
-        def tolist(self) -> list[int]:
+        def tolist(self) -> "list[int]":
             """All of them."""
             return ffi.unpack(self.at, self.count)  # type: ignore[no-any-return]
 
-    def descriptors(block: Block, count: int) -> Several:
+    def descriptors(block: "Block", count: int) -> "Several":
         """The `count` ints in the data of the first control message."""
         return Ints(block.ints + CMSG_DATA, count)
 else:
 
-    def descriptors(block: Block, count: int) -> Several:
+    def descriptors(block: "Block", count: int) -> "Several":
         """The `count` ints in the data of the first control message."""
         return block.ints[CMSG_DATA : CMSG_DATA + count]  # type: ignore[no-any-return]

@@ -4,8 +4,6 @@ Everything is checked before the syscall, and the message names the argument. Wh
 pointers into is returned to the caller, to be kept until the call is over.
 """
 
-from __future__ import annotations
-
 import _struct
 import os
 import socket
@@ -55,18 +53,18 @@ SCM_MAX_FD = 253  # Linux's, in one message
 INT = 4  # bytes
 MANY = 512  # the most that any kernel takes
 DATA_AT = LAYOUT.data
-shapes: dict[int, Shape] = {}
+shapes: "dict[int, Shape]" = {}
 _PACKED = (_struct.pack("i", 0), _struct.pack("i", 1))
 # What packing of ints raises for what is none.
-NOT_INTS: tuple[type[Exception], ...] = TypeError, OverflowError, _struct.error  # type: ignore[attr-defined,unused-ignore]
+NOT_INTS: "tuple[type[Exception], ...]" = TypeError, OverflowError, _struct.error  # type: ignore[attr-defined,unused-ignore]
 LOW_BYTES, HIGH_BYTES = (slice(at, None, 4) for at in ((0, 3) if sys.byteorder == "little" else (3, 0)))
 if PYPY:
 
-    def _pack_ints(given: Sequence[Any]) -> bytes:
+    def _pack_ints(given: "Sequence[Any]") -> bytes:
         return array("i", given).tobytes()
 else:
 
-    def _pack_ints(given: Sequence[Any]) -> bytes:
+    def _pack_ints(given: "Sequence[Any]") -> bytes:
         return c_ints(len(given)).pack(*given)
 
 
@@ -82,7 +80,7 @@ def transmit(sock: object, fd: int, block: Block, flags: int) -> int:
     return sent if sent >= 0 else transmit_again(sock, fd, block, flags)
 
 
-def transmit_again(sock: object, fd: int, block: Block, flags: int, pool: list[Block] = outgoing_pool) -> int:
+def transmit_again(sock: object, fd: int, block: Block, flags: int, pool: "list[Block]" = outgoing_pool) -> int:
     """`transmit` from where its first sendmsg has failed; callers in a hurry make the first one.
 
     If it raises, the block is its caller's no more: it goes back to its pool, since a new one costs more than a send.
@@ -101,7 +99,7 @@ def transmit_again(sock: object, fd: int, block: Block, flags: int, pool: list[B
         raise
 
 
-def copied(block: Block, buffers: Iterable[Buffer]) -> bytes | None:
+def copied(block: Block, buffers: "Iterable[Buffer]") -> "bytes | None":
     """The bytes object in `buffers`, if it is one and small: the block has a copy of it, cheaper than an export."""
     if (type(buffers) is list or type(buffers) is tuple) and len(buffers) == 1:
         data = buffers[0]
@@ -113,17 +111,17 @@ def copied(block: Block, buffers: Iterable[Buffer]) -> bytes | None:
     return None
 
 
-def gather(block: Block, buffers: Iterable[Buffer]) -> object:
+def gather(block: Block, buffers: "Iterable[Buffer]") -> object:
     """Point the iovec at `buffers`; what is returned must live until the call is over, None if nothing must."""
     return None if copied(block, buffers) is not None else borrow(block, buffers)
 
 
-def borrow(block: Block, buffers: Iterable[Buffer]) -> object:
+def borrow(block: Block, buffers: "Iterable[Buffer]") -> object:
     """`gather` without a copy. MSG_ZEROCOPY needs it: the kernel reads the caller's memory after the call is over."""
     return spread(block, [exported(data, "buffers") for data in each_buffer(buffers, "bytes-like objects")])
 
 
-def each_buffer(buffers: Iterable[Buffer], what: str) -> list[Any]:
+def each_buffer(buffers: "Iterable[Buffer]", what: str) -> "list[Any]":
     """`buffers` as a list; EMSGSIZE for more than one message takes, before any of them is exported."""
     found = each("buffers", buffers, what)
     if len(found) > IOV_MAX:
@@ -131,7 +129,7 @@ def each_buffer(buffers: Iterable[Buffer], what: str) -> list[Any]:
     return found
 
 
-def each(name: str, given: Iterable[Any], what: str, most: int | None = None) -> list[Any]:
+def each(name: str, given: "Iterable[Any]", what: str, most: "int | None" = None) -> "list[Any]":
     """`given` as a list, of its first `most`; a TypeError that names the argument if it is not iterable."""
     try:
         iterator = iter(given)
@@ -140,7 +138,7 @@ def each(name: str, given: Iterable[Any], what: str, most: int | None = None) ->
     return list(iterator if most is None else islice(iterator, most))
 
 
-def each_fd(fds: Iterable[Any]) -> list[Any]:
+def each_fd(fds: "Iterable[Any]") -> "list[Any]":
     """Descriptors as a list; those of a bytes object are the C ints in it, as `socket.send_fds` has them."""
     if isinstance(fds, (bytes, bytearray)):
         if len(fds) % INT:
@@ -149,7 +147,7 @@ def each_fd(fds: Iterable[Any]) -> list[Any]:
     return each("fds", fds, "descriptors")
 
 
-def exported(data: Buffer, name: str, *, writable: bool = False) -> Any:
+def exported(data: "Buffer", name: str, *, writable: bool = False) -> "Any":
     """A char[] over the memory of a bytes-like object, which stays locked as long as the char[] lives.
 
     TypeError and BufferError (not contiguous) as `socket` raises them.
@@ -174,7 +172,7 @@ def _no_buffer(data: object, name: str, writable: bool) -> TypeError:
     return TypeError(f"{name}: a {kind} object is required, not '{type(data).__name__}'")
 
 
-def _address_on_pypy(data: Buffer, view: memoryview) -> Any:
+def _address_on_pypy(data: "Buffer", view: memoryview) -> "Any":
     """A char[] over `data`, or over a copy of what PyPy cannot give the address of, as BytesIO.getbuffer()."""
     try:
         return ffi.from_buffer("char[]", data)
@@ -182,7 +180,7 @@ def _address_on_pypy(data: Buffer, view: memoryview) -> Any:
         return ffi.from_buffer("char[]", view.tobytes())
 
 
-def spread(block: Block, parts: Sequence[Any]) -> object:
+def spread(block: Block, parts: "Sequence[Any]") -> object:
     """Point the msghdr at `parts` (char[] each); the memory that must live until the call is over."""
     count = len(parts)
     if not count:  # one empty iovec: with none at all, qemu-user does not make the call
@@ -202,7 +200,7 @@ def spread(block: Block, parts: Sequence[Any]) -> object:
     return parts, iov
 
 
-def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple[memoryview, bytearray]]]:
+def scatter(block: Block, buffers: "Iterable[Buffer]") -> "tuple[object, list[tuple[memoryview, bytearray]]]":
     """Point the iovec at writable `buffers`: what must live until the call is over, and what is to be copied then.
 
     On PyPy the memory of a slice of a cast memoryview cannot be had: from_buffer gives a copy of it, and
@@ -212,7 +210,7 @@ def scatter(block: Block, buffers: Iterable[Buffer]) -> tuple[object, list[tuple
     return spread(block, parts), copies
 
 
-def writable(buffers: Iterable[Buffer]) -> tuple[list[Any], list[tuple[memoryview, bytearray]]]:
+def writable(buffers: "Iterable[Buffer]") -> "tuple[list[Any], list[tuple[memoryview, bytearray]]]":
     """A char[] over the memory of each of `buffers`, and what `scatter` says is to be copied."""
     parts: list[Any] = []
     copies: list[tuple[memoryview, bytearray]] = []
@@ -224,7 +222,7 @@ def writable(buffers: Iterable[Buffer]) -> tuple[list[Any], list[tuple[memoryvie
     return parts, copies
 
 
-def _writable(data: Buffer, copies: list[tuple[memoryview, bytearray]]) -> Any:
+def _writable(data: "Buffer", copies: "list[tuple[memoryview, bytearray]]") -> "Any":
     """`exported` for writing, or the memory of a new entry of `copies`."""
     part = exported(data, "buffers", writable=True)
     if PYPY:
@@ -237,7 +235,7 @@ def _writable(data: Buffer, copies: list[tuple[memoryview, bytearray]]) -> Any:
     return part
 
 
-def descriptor(given: FileDescriptorLike, name: str) -> int:
+def descriptor(given: "FileDescriptorLike", name: str) -> int:
     """The int behind an int, an object with fileno() or one with __index__(), not looked up in the descriptor table."""
     fd: Any = given
     if not isinstance(given, int):
@@ -272,7 +270,7 @@ def _holds(raw: bytes, low: bytes, value: int) -> bool:
     return False
 
 
-def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
+def pack_fds(given: "Sequence[FileDescriptorLike]", name: str = "fds") -> bytes:
     """Descriptors as C ints, each checked."""
     given = tuple(given)  # which the __index__ of one cannot change
     try:
@@ -285,7 +283,7 @@ def pack_fds(given: Sequence[FileDescriptorLike], name: str = "fds") -> bytes:
     return raw
 
 
-def refuse(raw: bytes, given: Sequence[FileDescriptorLike], name: str = "fds") -> None:
+def refuse(raw: bytes, given: "Sequence[FileDescriptorLike]", name: str = "fds") -> None:
     """Raise for what packs well and is no descriptor: bools, and negative ints, whose high byte is no ASCII."""
     low = raw[LOW_BYTES]
     if (0 in low and _holds(raw, low, 0)) or (1 in low and _holds(raw, low, 1)) or not raw[HIGH_BYTES].isascii():
@@ -295,7 +293,7 @@ def refuse(raw: bytes, given: Sequence[FileDescriptorLike], name: str = "fds") -
 
 if PYPY:
 
-    def written(block: Block, given: Sequence[Any]) -> bool:
+    def written(block: Block, given: "Sequence[Any]") -> bool:
         """Whether all of `given` were ints that can be descriptors; they are in the control buffer then.
 
         Compiled by PyPy, this takes half as long as an array.
@@ -308,7 +306,7 @@ if PYPY:
             at += 1
         return True
 
-    def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, object]:
+    def put_fds(block: Block, given: "Sequence[FileDescriptorLike]") -> "tuple[bytes, object]":
         """`pack_fds` and `put_rights` in one; what both of them give."""
         given = given[:]  # nobody changes it while it is written
         size = INT * len(given)
@@ -319,7 +317,7 @@ if PYPY:
         return raw, put_rights(block, raw)
 else:
 
-    def put_fds(block: Block, given: Sequence[FileDescriptorLike]) -> tuple[bytes, object]:
+    def put_fds(block: Block, given: "Sequence[FileDescriptorLike]") -> "tuple[bytes, object]":
         """`pack_fds` and `put_rights` in one; what both of them give.
 
         After the 253 calls of close(2) that come before the next message, all that is used here has left the caches: of
@@ -346,7 +344,7 @@ else:
         return raw, put_rights(block, raw)
 
 
-def shape_for(count: int) -> Shape | None:
+def shape_for(count: int) -> "Shape | None":
     """How `count` descriptors go into a control buffer: packed by what, where to, cmsg_len, msg_controllen.
 
     None if a message never has so many, or none.
@@ -371,7 +369,7 @@ def put_rights(block: Block, raw: bytes) -> object:
     return None
 
 
-def put_control(block: Block, control: bytes | bytearray) -> object:
+def put_control(block: Block, control: "bytes | bytearray") -> object:
     """A packed control buffer; what must live until the call is over."""
     size = len(control)
     block.lens[CONTROLLEN] = size
@@ -384,7 +382,7 @@ def put_control(block: Block, control: bytes | bytearray) -> object:
     return memory
 
 
-def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object) -> None:
+def put_address(block: Block, sock: "FileDescriptorLike", fd: int, address: object) -> None:
     """The destination, as the socket's family spells it."""
     from ._address import to_sockaddr
 
@@ -399,7 +397,7 @@ def put_address(block: Block, sock: FileDescriptorLike, fd: int, address: object
     block.ints[NAMELEN] = len(raw)
 
 
-def check_rights(domain: int, fd: int, size: int, raw: bytes | None, flags: int) -> None:
+def check_rights(domain: int, fd: int, size: int, raw: "bytes | None", flags: int) -> None:
     """ValueError where a kernel would take the descriptors and lose them.
 
     That is: no AF_UNIX socket; on a stream no byte, or none but the one that MSG_OOB makes urgent, which is the last.

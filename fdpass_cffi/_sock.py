@@ -4,8 +4,6 @@ A socket.socket's timeout is honoured as one deadline for the whole call. Of an 
 object with fileno(), nothing is known but its descriptor: EAGAIN is a BlockingIOError.
 """
 
-from __future__ import annotations
-
 import _socket
 import os
 import socket
@@ -41,9 +39,9 @@ AF_UNIX: int = int(socket.AF_UNIX)
 # Whether socket.socket is what it is in the standard library: gevent puts a class in its place that has none in it.
 STANDARD = issubclass(Socket, _socket.socket)
 # The plain number: socket.socket.family makes an enum member of it, which takes ten times as long.
-socket_family: Callable[[Any], int] = _socket.socket.family.__get__ if STANDARD else attrgetter("family")
+socket_family: "Callable[[Any], int]" = _socket.socket.family.__get__ if STANDARD else attrgetter("family")
 
-Timeout: type[OSError] = socket.timeout
+Timeout: "type[OSError]" = socket.timeout
 if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and callers catch either
     Timeout = type(
         "TimeoutError",
@@ -53,7 +51,7 @@ if not issubclass(socket.timeout, TimeoutError):  # Python 3.9: two classes, and
     )
 
 
-def fileno(sock: FileDescriptorLike, call: str) -> int:
+def fileno(sock: "FileDescriptorLike", call: str) -> int:
     """The descriptor behind `sock`, for the function named `call`.
 
     TypeError if it is none, ValueError or OverflowError for an int that cannot be one, OSError (EBADF) if it is
@@ -87,7 +85,7 @@ def _checked(fd: int) -> int:
     return int(fd)
 
 
-def reread(sock: Any, fd: int) -> int:
+def reread(sock: "Any", fd: int) -> int:
     """The descriptor of `sock` now: a handler may have closed it amid a wait, or an argument when it was looked at.
 
     Its old number may be another file's by now. Errors as those of `fileno`.
@@ -108,7 +106,7 @@ def take_errno() -> int:
     return code
 
 
-def failed(code: int, sock: object, fd: int, events: int, flags: int, deadline: float | None) -> float | None:
+def failed(code: int, sock: object, fd: int, events: int, flags: int, deadline: "float | None") -> "float | None":
     """After a call failed with errno `code`: raise its OSError, or return the deadline when it is to be tried again.
 
     EINTR: the handlers have run and did not raise (PEP 475). EAGAIN on a socket with a timeout: wait until
@@ -182,7 +180,7 @@ def wait(fd: int, events: int, deadline: float) -> None:
         raise timed_out()
 
 
-def read_option(fd: int, level: int, option: int, value: Any, room: int) -> int:
+def read_option(fd: int, level: int, option: int, value: "Any", room: int) -> int:
     """getsockopt(2) into the memory at `value`, of `room` bytes; the length, or OSError (ENOTSOCK for a file)."""
     length = ffi.new("unsigned int *", room)
     while lib.getsockopt(fd, level, option, value, ffi.cast("void *", length)) < 0:
@@ -207,7 +205,7 @@ def setsockopt(fd: int, option: int, value: int) -> None:
             raise os_error(code, fd)
 
 
-def family(sock: FileDescriptorLike, fd: int) -> int:
+def family(sock: "FileDescriptorLike", fd: int) -> int:
     """The address family of `sock`; OSError (ENOTSOCK) if it is no socket."""
     if isinstance(sock, Socket):
         return int(socket_family(sock))
@@ -216,7 +214,7 @@ def family(sock: FileDescriptorLike, fd: int) -> int:
     return getsockopt(fd, SO_DOMAIN)
 
 
-def integer(name: str, value: SupportsIndex) -> int:
+def integer(name: str, value: "SupportsIndex") -> int:
     """`value` as a plain int (an enum member too); TypeError if it is none."""
     try:
         return int(index(value))
@@ -224,7 +222,7 @@ def integer(name: str, value: SupportsIndex) -> int:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
 
 
-def c_int(name: str, value: SupportsIndex) -> int:
+def c_int(name: str, value: "SupportsIndex") -> int:
     """`value` as a C int; OverflowError if it does not fit."""
     number = integer(name, value)
     if not INT_MIN <= number <= INT_MAX:
@@ -232,7 +230,7 @@ def c_int(name: str, value: SupportsIndex) -> int:
     return number
 
 
-def length(name: str, value: SupportsIndex, what: str) -> int:
+def length(name: str, value: "SupportsIndex", what: str) -> int:
     """`value` as a number of bytes or things; ValueError (beginning with `what`) if negative."""
     number = integer(name, value)
     if -sys.maxsize - 1 <= number < 0:
@@ -242,15 +240,15 @@ def length(name: str, value: SupportsIndex, what: str) -> int:
     return number
 
 
-def buffer_size(value: SupportsIndex) -> int:
+def buffer_size(value: "SupportsIndex") -> int:
     return length("bufsize", value, "negative buffer size in recvmsg()")
 
 
-def most_fds(value: SupportsIndex) -> int:
+def most_fds(value: "SupportsIndex") -> int:
     return length("maxfds", value, "negative number of descriptors")
 
 
-def control_size(value: SupportsIndex) -> int:
+def control_size(value: "SupportsIndex") -> int:
     """An ancbufsize, in bytes: at most what a socklen_t holds."""
     number = length("ancbufsize", value, "invalid ancillary data buffer length")
     if number > INT_MAX:

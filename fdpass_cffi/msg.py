@@ -10,8 +10,6 @@ the call, that names the wrong argument; BufferError for a buffer that is not co
 ssl.SSLSocket.
 """
 
-from __future__ import annotations
-
 import _socket
 import socket
 import sys
@@ -115,7 +113,7 @@ from ._sock import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, SupportsIndex
+    from typing import Any, Optional, SupportsIndex
 
     from typing_extensions import Buffer
 
@@ -127,19 +125,19 @@ if TYPE_CHECKING:
 MSG_CTRUNC = CONSTANTS["MSG_CTRUNC"]
 SHOWN = ~MSG_CMSG_CLOEXEC  # the kernel echoes it
 # What _into_one receives into: nothing, where a kernel installs descriptors although there is no room for them.
-PLAIN: Any = None if KERNEL.truncation_leaks else bytearray
+PLAIN: "Any" = None if KERNEL.truncation_leaks else bytearray
 # Where no descriptor can come, CPython's own method does the same on Linux, but for a TimeoutError without an errno:
 # 64 KiB empty the first cache of a processor, and each line of Python beside the call costs thrice then. It is taken
 # from the class that cannot be changed, since a program may have put recvmsg_into into socket.socket.
 native = _socket.socket.recvmsg_into
-NATIVE: Any = 0 if CPYTHON and LINUX and STANDARD else object()  # what `ancbufsize` and `flags` are then
+NATIVE: "Any" = 0 if CPYTHON and LINUX and STANDARD else object()  # what `ancbufsize` and `flags` are then
 _audit, from_buffer = sys.audit, ffi.from_buffer
 
 
 def send_fds(
-    sock: FileDescriptorLike,
-    buffers: Iterable[Buffer],
-    fds: Iterable[FileDescriptorLike],
+    sock: "FileDescriptorLike",
+    buffers: "Iterable[Buffer]",
+    fds: "Iterable[FileDescriptorLike]",
     flags: int = 0,
     address: object = None,
 ) -> int:
@@ -174,7 +172,7 @@ def send_fds(
         block = take_rights_out()
     except IndexError:
         block = outgoing()
-    raw: bytes | None  # the descriptors, but for `one` alone
+    raw: Optional[bytes]  # the descriptors, but for `one` alone
     raw = keep = None
     try:
         if type(fds) is list and len(fds) == 1 and type(one := fds[0]) is int and not one >> 31:
@@ -223,9 +221,9 @@ def send_fds(
 
 
 def sendmsg(
-    sock: FileDescriptorLike,
-    buffers: Iterable[Buffer],
-    ancdata: ControlMessages = (),
+    sock: "FileDescriptorLike",
+    buffers: "Iterable[Buffer]",
+    ancdata: "ControlMessages" = (),
     flags: int = 0,
     address: object = None,
 ) -> int:
@@ -251,7 +249,7 @@ def sendmsg(
 
 
 def send_control(
-    sock: FileDescriptorLike, fd: int, buffers: Iterable[Buffer], control: bytes, flags: int, address: object
+    sock: "FileDescriptorLike", fd: int, buffers: "Iterable[Buffer]", control: bytes, flags: int, address: object
 ) -> int:
     """One sendmsg(2) with a packed control buffer."""
     try:
@@ -271,7 +269,7 @@ def send_control(
     return sent
 
 
-def packed(ancdata: ControlMessages) -> bytes:
+def packed(ancdata: "ControlMessages") -> bytes:
     """A control buffer of `ancdata`; TypeError or OverflowError naming the item that is not (int, int, bytes-like)."""
     checked = []
     for i, item in enumerate(each("ancdata", ancdata, "(cmsg_level, cmsg_type, data)")):
@@ -285,7 +283,7 @@ def packed(ancdata: ControlMessages) -> bytes:
     return bytes(LAYOUT.pack(merged(checked) if KERNEL.one_rights_item else checked))
 
 
-def merged(items: list[tuple[int, int, Any]]) -> list[tuple[int, int, Any]]:
+def merged(items: "list[tuple[int, int, Any]]") -> "list[tuple[int, int, Any]]":
     """Control messages with all SCM_RIGHTS items in one, where the first was: what arrives on Linux of several."""
     rights = [bytes(data) for level, kind, data in items if (level, kind) == (SOL_SOCKET, SCM_RIGHTS)]
     if len(rights) < 2:
@@ -296,8 +294,8 @@ def merged(items: list[tuple[int, int, Any]]) -> list[tuple[int, int, Any]]:
 
 
 def recv_fds(
-    sock: FileDescriptorLike, bufsize: SupportsIndex, maxfds: SupportsIndex, flags: int = 0
-) -> tuple[bytes, list[int], int, Any]:
+    sock: "FileDescriptorLike", bufsize: "SupportsIndex", maxfds: "SupportsIndex", flags: int = 0
+) -> "tuple[bytes, list[int], int, Any]":
     """Receive at most `bufsize` bytes and `maxfds` descriptors: (data, fds, msg_flags, address).
 
     The descriptors are the caller's, ints, not inheritable. Unlike `socket.recv_fds` it honours `flags`, never
@@ -318,7 +316,7 @@ def recv_fds(
     """
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg")
     _first = block = None
-    fds: list[int] | None = None
+    fds: Optional[list[int]] = None
     unreturned = _first = Unreturned(list) if gettrace() is not None else None
     try:
         try:
@@ -364,8 +362,8 @@ def recv_fds(
 
 
 def recvmsg(
-    sock: FileDescriptorLike, bufsize: SupportsIndex, ancbufsize: SupportsIndex = 0, flags: int = 0
-) -> tuple[bytes, Ancillary, int, Any]:
+    sock: "FileDescriptorLike", bufsize: "SupportsIndex", ancbufsize: "SupportsIndex" = 0, flags: int = 0
+) -> "tuple[bytes, Ancillary, int, Any]":
     """Receive at most `bufsize` bytes and `ancbufsize` bytes of control messages: (data, ancdata, msg_flags, address).
 
     As `socket.socket.recvmsg`, but descriptors among the control messages are not inheritable, and MSG_DONTWAIT is
@@ -413,8 +411,8 @@ def recvmsg(
 
 
 def recvmsg_into(
-    sock: FileDescriptorLike, buffers: Iterable[Buffer], ancbufsize: SupportsIndex = 0, flags: int = 0
-) -> tuple[int, Ancillary, int, Any]:
+    sock: "FileDescriptorLike", buffers: "Iterable[Buffer]", ancbufsize: "SupportsIndex" = 0, flags: int = 0
+) -> "tuple[int, Ancillary, int, Any]":
     """As `recvmsg`, scattering the bytes into writable `buffers` without a copy: (nbytes, ancdata, msg_flags, address).
 
     With MSG_TRUNC in `flags`, nbytes is a datagram's whole length, which may be more than there was room for. TypeError
@@ -482,7 +480,7 @@ def recvmsg_into(
         raise
 
 
-def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) -> tuple[int, Ancillary, int, Any]:
+def _into_one(sock: "FileDescriptorLike", fd: int, buffer: bytearray, flags: int) -> "tuple[int, Ancillary, int, Any]":
     """recvmsg_into for one bytearray and no control messages, what most programs call."""
     try:
         block = take_into()
@@ -508,13 +506,13 @@ def _into_one(sock: FileDescriptorLike, fd: int, buffer: bytearray, flags: int) 
     return got, [], msg_flags & SHOWN if flags else msg_flags, address
 
 
-def inside(ancdata: Ancillary) -> list[int]:
+def inside(ancdata: "Ancillary") -> "list[int]":
     """Every descriptor in received control messages."""
     rights, pidfds = carried(ancdata)
     return rights + pidfds
 
 
-def CMSG_LEN(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
+def CMSG_LEN(length: "SupportsIndex") -> int:  # noqa: N802 - the macro's name
     """The cmsg_len of a control message with `length` bytes of data, without padding; OverflowError; cmsg(3).
 
     >>> CMSG_LEN(4) - CMSG_LEN(0)
@@ -523,7 +521,7 @@ def CMSG_LEN(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
     return _measured("CMSG_LEN", length, LAYOUT.cmsg_len)
 
 
-def CMSG_SPACE(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
+def CMSG_SPACE(length: "SupportsIndex") -> int:  # noqa: N802 - the macro's name
     """The bytes that a control message with `length` bytes of data takes up, padding included; OverflowError; cmsg(3).
 
     >>> CMSG_SPACE(4) >= CMSG_LEN(4)
@@ -532,7 +530,7 @@ def CMSG_SPACE(length: SupportsIndex) -> int:  # noqa: N802 - the macro's name
     return _measured("CMSG_SPACE", length, LAYOUT.cmsg_space)
 
 
-def _measured(name: str, length: SupportsIndex, macro: Callable[[int], int]) -> int:
+def _measured(name: str, length: "SupportsIndex", macro: "Callable[[int], int]") -> int:
     number = integer("length", length)
     if not 0 <= number <= INT_MAX - macro(1 if name == "CMSG_SPACE" else 0):  # the limits of `socket`
         raise OverflowError(f"{name}() argument out of range: length is {number}")

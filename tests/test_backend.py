@@ -149,7 +149,7 @@ import fdpass_cffi
 
 NEEDLESS = [
     "cffi", "pycparser", "setuptools", "distutils", "typing", "typing_extensions", "importlib.metadata", "dataclasses",
-    "inspect", "subprocess", "tempfile", "asyncio", "anyio", "ssl", "ctypes", "json", "argparse",
+    "inspect", "subprocess", "tempfile", "asyncio", "anyio", "ssl", "ctypes", "json", "argparse", "__future__",
 ]  # fmt: skip
 
 
