@@ -74,6 +74,7 @@ from ._scratch import (
     CMSG_LEN as CMSG_LEN_AT,
 )
 from ._send import (
+    IN_BLOCK,
     MSG_NOSIGNAL,
     MSG_OOB,
     MSG_ZEROCOPY,
@@ -87,6 +88,7 @@ from ._send import (
     gather,
     lib_sendmsg,
     pack_fds,
+    packed_in,
     put_address,
     put_control,
     put_fds,
@@ -201,6 +203,8 @@ def send_fds(
             keep, fd = (keep, address), reread(sock, fd)
         sent = lib_sendmsg(fd, block.msg, sendmsg_flags)
         if sent < 0:
+            if raw is IN_BLOCK:
+                raw = packed_in(block)
             try:
                 sent = transmit_again(sock, fd, block, flags, rights_out_pool)
             except OSError as error:
