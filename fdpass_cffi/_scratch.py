@@ -92,7 +92,8 @@ class Block:
         self.control: Any = ffi.buffer(start + CONTROL, CONTROL_ROOM)
         self.head: Any = ffi.buffer(memory, CONTROL + LAYOUT.data)
         self.usual = b""
-        # The last `head` that came with several descriptors and nothing else, how many, and what gives them
+        # The last `head` that came with several descriptors and nothing else, how many, what gives them; of a send on
+        # PyPy, how many were the last, and an array of so many where they go
         self.seen, self.count = b"", 0
         self.many: Several = memoryview(b"")
         # What the block is filled in for already, told by identity: the bytes that send_fds copied last, or the

@@ -595,7 +595,7 @@ def test_an_iterator_is_sent_after_a_wait_too(fdpass, which):
 
 @pytest.mark.parametrize("after", [1, 2, 4])
 def test_a_list_that_changes_amid_a_send(fdpass, monkeypatch, after):
-    """Descriptors that a signal handler takes out of the list, or adds, while it is packed are sent or not; no others."""
+    """What a handler takes out of the list, or adds, while it is packed is sent or not, and no other descriptor."""
 
     def changing(real):
         def packing(*args):
