@@ -77,6 +77,7 @@ WRONG = {
     "send_messages": lambda m, sock, data: m.send_messages(sock, [(data, [0]), (data, [True])]),
     "recvmsg_into": lambda m, sock, data: m.recvmsg_into(sock, [data, b"read-only"]),
     "recvmsg_into-buffers": lambda m, sock, data: m.recvmsg_into(sock, [data] * 1025),
+    "recvmsg_into-control": lambda m, sock, data: m.recvmsg_into(sock, [data, b"read-only"], 100),
     "recvmsg_into-ancbufsize": lambda m, sock, data: m.recvmsg_into(sock, [data], -1),
 }
 
@@ -653,7 +654,7 @@ def test_a_peeked_batch_is_one_message(fdpass):
         assert [b"one", b"two"] == [message.data for message in fdpass.recv_messages(b, 4, 10, 0)]
 
 
-@pytest.mark.parametrize("call", ["recvmsg(sock, 100)", "recvmsg_into(sock, [bytearray(100)] * 2)"])
+@pytest.mark.parametrize("call", ["recvmsg(sock, 100)", "recvmsg_into(sock, [bytearray(100)], 100)"])
 def test_the_first_datagram_with_a_full_table(call):
     """What reads the sender's address is there before anything is received: nothing can be opened any more then."""
     code = f"""
