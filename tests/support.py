@@ -232,10 +232,14 @@ def striking(error):
 
 @contextmanager
 def alarm(seconds: float):
-    """Leave the block by an Alarm if it takes longer: what would hang fails."""
+    """Leave the block by an Alarm if it takes longer: what would hang fails.
+
+    It rings again and again, until it is heard: a signal just before a call that blocks does not end it.
+    """
 
     def ring():
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise Alarm
 
-    with on_alarm(ring, seconds):
+    with on_alarm(ring, seconds, seconds):
         yield
