@@ -207,12 +207,6 @@ def scatter(block: Block, buffers: "Iterable[Buffer]") -> "tuple[object, list[tu
     On PyPy the memory of a slice of a cast memoryview cannot be had: from_buffer gives a copy of it, and
     says so only if it is asked for writable memory. Such a buffer is received into other memory.
     """
-    parts, copies = writable(buffers)
-    return spread(block, parts), copies
-
-
-def writable(buffers: "Iterable[Buffer]") -> "tuple[list[Any], list[tuple[memoryview, bytearray]]]":
-    """A char[] over the memory of each of `buffers`, and what `scatter` says is to be copied."""
     parts: list[Any] = []
     copies: list[tuple[memoryview, bytearray]] = []
     try:
@@ -220,7 +214,7 @@ def writable(buffers: "Iterable[Buffer]") -> "tuple[list[Any], list[tuple[memory
     except BaseException:
         parts.clear()  # the traceback knows this frame, as in send_fds
         raise
-    return parts, copies
+    return spread(block, parts), copies
 
 
 def _writable(data: "Buffer", copies: "list[tuple[memoryview, bytearray]]") -> "Any":
@@ -318,6 +312,7 @@ if PYPY:
 
     def put_fds(block: Block, given: "Sequence[FileDescriptorLike]") -> "tuple[bytes, object]":
         """`pack_fds` and `put_rights` in one; what both of them give, but IN_BLOCK for the packed descriptors."""
+        given = given[:]  # nobody changes it while it is looked at
         if written(block, given):
             size = INT * block.count
             block.lens[CMSG_LEN], block.lens[CONTROLLEN] = LAYOUT.cmsg_len(size), LAYOUT.cmsg_space(size)

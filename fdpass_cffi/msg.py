@@ -13,7 +13,7 @@ ssl.SSLSocket.
 import _socket
 import socket
 import sys
-from errno import EBADF, EMSGSIZE
+from errno import EBADF
 
 from ._backend import CONSTANTS, KERNEL, LAYOUT, LINUX, ffi
 from ._close import CPYTHON, Unreturned, close_tail, gettrace
@@ -95,7 +95,6 @@ from ._send import (
     scatter,
     transmit,
     transmit_again,
-    writable,
 )
 from ._sock import (
     AF_UNIX,
@@ -429,22 +428,21 @@ def recvmsg_into(
     (8, (8, [], 0, None), bytearray(b'head'), bytearray(b'body'))
     >>> a.close(); b.close()
     """
-    if ancbufsize is flags is NATIVE and type(sock) is Socket and type(buffers) is list:
+    if (
+        ancbufsize is flags is NATIVE
+        and type(buffers) is list
+        and len(buffers) == 1
+        and type(buffers[0]) is bytearray
+        and type(sock) is Socket
+    ):
         try:
             return native(sock, buffers)
         except OSError as error:
-            if error.errno not in (EBADF, EMSGSIZE, None) or not ours(error):
+            if error.errno not in (EBADF, None) or not ours(error):
                 raise
             if type(error) is socket.timeout:
                 raise timed_out() from None
-            if error.errno == EMSGSIZE:
-                writable(buffers)  # says how many are too many
-                raise
-            # else the way below says that sock is closed, or knows its family
-        except (TypeError, BufferError) as error:
-            if ours(error):
-                writable(buffers)  # says which cannot be written to
-            raise  # of a handler that cannot be called
+            # else the way below says that it is closed, or knows its family
     fd = sock.fileno() if type(sock) is Socket else fileno(sock, "recvmsg_into")
     foresee(sock)
     if type(flags) is not int or flags >> 31:
