@@ -290,9 +290,10 @@ if PYPY:
     from __pypy__ import strategy  # type: ignore[import-not-found,unused-ignore] # pyright: ignore[reportMissingImports]
 
     def written(block: Block, given: "Sequence[Any]") -> bool:
-        """Whether all of `given` were ints of C; they are in the control buffer then, those that are negative too.
+        """Whether all of `given`, which nobody else knows, are ints of C; they are in the control buffer then.
 
-        A list that PyPy keeps as machine integers cffi writes in one step, a third of what a compiled loop takes.
+        Negative ones too: the kernel refuses them. A list that PyPy keeps as machine integers cffi writes in one step,
+        a third of what a compiled loop takes.
         """
         count = len(given)
         if not 0 < count <= MANY or strategy(given) != "IntegerListStrategy":
@@ -300,15 +301,13 @@ if PYPY:
         if block.count != count:
             block.many, block.count = ffi.cast(f"int(*)[{count}]", block.ints + CMSG_DATA), count
         place: Any = block.many
-        ints, last = block.ints, CMSG_DATA + count - 1
-        ints[last] = -1  # and it still is if the list has become shorter, by a handler or another thread
         try:
             place[0] = given
-        except (IndexError, OverflowError) as error:  # it has become longer, or holds what is no C int
+        except OverflowError as error:
             if not ours(error):
                 raise
             return False
-        return bool(ints[last] >= 0)
+        return True
 
     def put_fds(block: Block, given: "Sequence[FileDescriptorLike]") -> "tuple[bytes, object]":
         """`pack_fds` and `put_rights` in one; what both of them give, but IN_BLOCK for the packed descriptors."""

@@ -63,7 +63,7 @@ _LINUX_MACHINES = {
 
 def constants(os_name: str, machine: str, linux: dict[str, int]) -> dict[str, int]:
     """The constants of <sys/socket.h> by their C names; `linux` has those of the usual Linux."""
-    if os_name in _TABLES:
+    if os_name != "linux":
         return dict(_TABLES[os_name])
     table = dict(linux)
     for prefix, own in _LINUX_MACHINES.items():
